@@ -1,0 +1,266 @@
+//! What goes into the engine and what comes out: the whole contract between the engine and
+//! whoever runs it (the ring against the kernel, the simulator against a model).
+//!
+//! `step(event, now)` changes the state and queues effects; the caller takes them with
+//! `next_effect()` until there are none, and executes them. Completions come back as events.
+
+use crate::units::{Buffer, ExportSlot, IoId, Ticket};
+
+/// What a client asks for, one *step* at a time: at most [`crate::limits::STEP_BYTES_MAX`] of data.
+/// A larger request is split by the caller, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Fill `buffer` with the content of the range.
+    ///
+    /// `buffer` starts on a 4 KiB boundary of the reserve and holds every block that the range
+    /// touches; byte `offset` of the export lands at `buffer.offset + offset % 4096`. The bytes
+    /// around the range may be overwritten with the content of the same blocks.
+    Read {
+        /// Where the blocks go.
+        buffer: Buffer,
+    },
+    /// Store the bytes of `buffer` (exactly `length`, any alignment). The buffer must stay as it
+    /// is until [`Effect::Consumed`].
+    Write {
+        /// Where the bytes are.
+        buffer: Buffer,
+        /// Answer only when durable on the cache device.
+        fua: bool,
+    },
+    /// The range reads as zeroes from now on. Partial blocks at its edges are zeroed too.
+    WriteZeroes {
+        /// Answer only when durable on the cache device.
+        fua: bool,
+        /// The origin must keep the space allocated (`NBD_CMD_FLAG_NO_HOLE`).
+        no_hole: bool,
+    },
+    /// The client no longer needs the range. Whole blocks read as zeroes; edges are left alone.
+    Trim {
+        /// Answer only when durable on the cache device.
+        fua: bool,
+    },
+    /// Everything answered so far, on every export, becomes durable on the cache device.
+    Flush,
+}
+
+/// One step of a client's request. Bounds and flags have been checked by the caller: the range
+/// lies inside the export and the export takes the command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The caller's slot; comes back in [`Effect::Consumed`] and [`Effect::Complete`].
+    pub ticket: Ticket,
+    /// The export the request is for.
+    pub export: ExportSlot,
+    /// What to do.
+    pub command: Command,
+    /// First byte in the export. Zero for a flush.
+    pub offset: u64,
+    /// Length in bytes: at most `STEP_BYTES_MAX` for reads and writes, `ZERO_STEP_BYTES_MAX` for
+    /// zeroes and trims, zero for a flush. Zero-length requests complete at once.
+    pub length: u64,
+}
+
+/// An operator's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Control {
+    /// Everything answered is durable on the cache device.
+    Flush,
+    /// Everything dirty of the export (of all, for `None`) is on its origin, the origin has been
+    /// flushed, and the watermark that says so is durable. Waits for what is dirty when asked.
+    Drain(Option<ExportSlot>),
+    /// A last flush with the watermarks in it; nothing is appended afterwards.
+    Stop,
+    /// Stop or resume destaging an export (its origin was changed under us, an operator asked).
+    SetDestage {
+        /// The export.
+        export: ExportSlot,
+        /// Whether dirty data may go to the origin.
+        enabled: bool,
+    },
+}
+
+/// What happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A client's step.
+    Submit(Request),
+    /// An I/O has really ended, well or not.
+    IoDone {
+        /// Which.
+        io: IoId,
+        /// `Err` for any failure and for a short transfer.
+        result: Result<(), IoError>,
+    },
+    /// An operator's request; `token` comes back in [`Effect::ControlDone`].
+    Control {
+        /// The caller's name for the request.
+        token: u32,
+        /// What to do.
+        action: Control,
+    },
+    /// Everything that arrived together has been submitted: decide what to write now. Also the
+    /// event for a passed [`deadline`](crate::Engine::deadline_ns).
+    EndOfTurn,
+}
+
+/// What the caller has to do, in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Read from the cache device; offset, length and buffer are 4 KiB-aligned.
+    DeviceRead {
+        /// Names the I/O in its completion.
+        io: IoId,
+        /// Bytes from the start of the device.
+        offset: u64,
+        /// Where the bytes go.
+        buffer: Buffer,
+    },
+    /// Write to the cache device; offset, length and buffer are 4 KiB-aligned.
+    DeviceWrite {
+        /// Names the I/O in its completion.
+        io: IoId,
+        /// Bytes from the start of the device.
+        offset: u64,
+        /// What to write.
+        buffer: Buffer,
+    },
+    /// Make every completed write of the cache device durable (`fdatasync`).
+    DeviceFlush {
+        /// Names the I/O in its completion.
+        io: IoId,
+    },
+    /// Read from an export's origin. Offset and buffer are 4 KiB-aligned; the length is cut at the
+    /// export's end.
+    OriginRead {
+        /// Names the I/O in its completion.
+        io: IoId,
+        /// Whose origin.
+        export: ExportSlot,
+        /// Bytes from the start of the origin.
+        offset: u64,
+        /// Where the bytes go.
+        buffer: Buffer,
+    },
+    /// Write to an export's origin; aligned like [`Effect::OriginRead`].
+    OriginWrite {
+        /// Names the I/O in its completion.
+        io: IoId,
+        /// Whose origin.
+        export: ExportSlot,
+        /// Bytes from the start of the origin.
+        offset: u64,
+        /// What to write.
+        buffer: Buffer,
+    },
+    /// Write zeroes to an export's origin.
+    OriginZero {
+        /// Names the I/O in its completion.
+        io: IoId,
+        /// Whose origin.
+        export: ExportSlot,
+        /// Bytes from the start of the origin, 4 KiB-aligned.
+        offset: u64,
+        /// Length in bytes, cut at the export's end.
+        length: u64,
+        /// Whether the origin may deallocate the range.
+        may_punch_hole: bool,
+    },
+    /// Make every completed write of the origin durable.
+    OriginFlush {
+        /// Names the I/O in its completion.
+        io: IoId,
+        /// Whose origin.
+        export: ExportSlot,
+    },
+    /// The payload of a write has been copied; its buffer is the caller's again. Comes exactly
+    /// once for each write, before or together with its completion.
+    Consumed {
+        /// The write.
+        ticket: Ticket,
+    },
+    /// A request has ended; its ticket is free.
+    Complete {
+        /// The request.
+        ticket: Ticket,
+        /// What to answer.
+        result: Result<(), RequestError>,
+    },
+    /// An operator's request has ended.
+    ControlDone {
+        /// As in [`Event::Control`].
+        token: u32,
+        /// What to answer.
+        result: Result<(), RequestError>,
+    },
+    /// Something an operator should know.
+    Notice(Notice),
+}
+
+/// Why an I/O failed, as far as the engine tells failures apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IoError {
+    /// The device or origin answered with an error.
+    #[error("I/O error {errno}")]
+    Failed {
+        /// As in `errno.h`.
+        errno: i32,
+    },
+    /// The connection to the origin is gone; the request may or may not have taken effect.
+    #[error("the connection to the origin was lost")]
+    Disconnected,
+}
+
+/// What a client is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// `EIO`: the data could not be read, or whether it was stored is unknown.
+    #[error("input/output error")]
+    Io,
+    /// `ENOSPC`: the log is full of dirty data and the export's limit for waiting has passed.
+    #[error("the cache is full of data that the origin has not taken")]
+    NoSpace,
+    /// `EPERM`: the export is read-only.
+    #[error("the export is read-only")]
+    ReadOnly,
+    /// `ESHUTDOWN`: the engine is stopping.
+    #[error("the server is shutting down")]
+    ShuttingDown,
+}
+
+/// What an operator should know; each is logged once by the daemon and counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// The cache device failed a write or a flush: writes and flushes give EIO until a restart.
+    Latched {
+        /// What the device said.
+        error: IoError,
+    },
+    /// An origin stopped taking requests; dirty data stays.
+    OriginDown {
+        /// Whose origin.
+        export: ExportSlot,
+        /// What it said.
+        error: IoError,
+    },
+    /// An origin that was down answers again.
+    OriginUp {
+        /// Whose origin.
+        export: ExportSlot,
+    },
+    /// A block failed its checksum.
+    ChecksumMismatch {
+        /// Whose block.
+        export: ExportSlot,
+        /// Which block of the export, in 4 KiB units.
+        block: u64,
+        /// Whether the origin lacks it: then it is lost; otherwise it is fetched again.
+        dirty: bool,
+    },
+    /// Destaging stopped before a damaged dirty block (`strict` order).
+    DestageDamaged {
+        /// Whose data.
+        export: ExportSlot,
+        /// Which block of the export, in 4 KiB units.
+        block: u64,
+    },
+}

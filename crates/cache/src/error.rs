@@ -1,0 +1,115 @@
+//! Why a cache cannot be formatted or opened: one clear sentence each, with what to do.
+
+use crate::reserve::ReserveTooSmall;
+use crate::storage::StorageError;
+
+/// Why a device could not be formatted.
+#[derive(Debug, thiserror::Error)]
+pub enum FormatError {
+    /// Too small for the smallest log.
+    #[error(
+        "the device has {size_bytes} bytes; a cache with segments of {segment_bytes} bytes needs \
+         at least {needed_bytes}: use a larger device or smaller segments"
+    )]
+    TooSmall {
+        /// What it has.
+        size_bytes: u64,
+        /// What was asked for.
+        segment_bytes: u64,
+        /// What it would need.
+        needed_bytes: u64,
+    },
+    /// Not a power of two, or out of range.
+    #[error("a segment of {segment_bytes} bytes is not possible: use a power of two from 4 MiB to 256 MiB")]
+    SegmentSize {
+        /// What was asked for.
+        segment_bytes: u64,
+    },
+    /// The device failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// Why a cache could not be opened. Nothing has been written in any of these cases.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No superblock.
+    #[error("the device holds no ringfence cache: run `ringfence format` on it first, or name the right device")]
+    NotFormatted,
+    /// A superblock that is not understood.
+    #[error("the cache was formatted by a newer ringfence (format {version}, features {features:#x}): use that version")]
+    Newer {
+        /// The format's version.
+        version: u32,
+        /// The incompatible features that are not known.
+        features: u64,
+    },
+    /// Both superblocks are damaged.
+    #[error("both superblocks are damaged: the device was overwritten; restore it, or format it anew and lose the cache")]
+    SuperblocksDamaged,
+    /// Both slots of the export table are damaged.
+    #[error("both copies of the export table are damaged: the device was overwritten; restore it, or format it anew and lose the cache")]
+    ExportTableDamaged,
+    /// The device shrank.
+    #[error("the device has {size_bytes} bytes but was formatted with {formatted_bytes}: it is not the whole device")]
+    Shrunk {
+        /// What it has now.
+        size_bytes: u64,
+        /// What it had.
+        formatted_bytes: u64,
+    },
+    /// Durable data is damaged.
+    #[error(
+        "the log is damaged: records {first} to {last} were durable and cannot be read; start with \
+         --accept-loss to go on without what they held"
+    )]
+    DurableDamaged {
+        /// First sequence that is missing or damaged.
+        first: u64,
+        /// The highest sequence that had been durable.
+        last: u64,
+    },
+    /// Another size than the data belongs to.
+    #[error(
+        "export {name}: the origin has {size_bytes} bytes, the cache knows it with {known_bytes}: \
+         name the right origin, or give the export another name"
+    )]
+    OriginSize {
+        /// The export.
+        name: String,
+        /// What the origin has.
+        size_bytes: u64,
+        /// What the cache knows.
+        known_bytes: u64,
+    },
+    /// Another origin than the data belongs to.
+    #[error(
+        "export {name}: its origin is {found}, but the cache holds data of {known}: name the right \
+         origin, or give the export another name"
+    )]
+    OriginIdentity {
+        /// The export.
+        name: String,
+        /// What was given.
+        found: String,
+        /// What the cache knows.
+        known: String,
+    },
+    /// No slot is left.
+    #[error("the cache already has {} exports: remove one first", crate::limits::EXPORTS_MAX)]
+    TooManyExports,
+    /// A name or identity that does not fit.
+    #[error("export {name}: {reason}")]
+    ExportInvalid {
+        /// The export.
+        name: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The reserve cannot hold its pools.
+    #[error(transparent)]
+    Reserve(#[from] ReserveTooSmall),
+    /// The device failed.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
