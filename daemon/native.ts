@@ -100,12 +100,22 @@ export type NativeEvent =
   /** Something an operator should know: `latched`, `origin_down`, `origin_up`, `checksum_mismatch`, `destage_damaged`. */
   | { readonly type: 'notice'; readonly notice: string; readonly slot: number | null; readonly detail: string };
 
+/** A listener of the ring. */
+export interface Listening {
+  readonly listener: number;
+  /** The address as bound: the port is the real one. */
+  readonly address: string;
+}
+
 /** An open engine with its ring thread. */
 export interface NativeEngine {
   /** What `open` found out. */
   readonly opened: NativeOpened;
-  /** Takes over a listening socket (Unix or TCP) that the daemon bound; returns the listener's number. */
-  listen(fd: number): number;
+  /**
+   * Binds and listens on `unix:PATH` or `HOST:PORT` (numeric host or name; port 0: any). A stale
+   * Unix socket that nobody serves is replaced; a busy address throws one clear sentence.
+   */
+  listen(address: string): Listening;
   /** Asks for exactly `length` bytes of a handshake, within `deadlineMs`. One at a time per connection. */
   receive(connection: ConnectionId, length: number, deadlineMs: number): void;
   /** Sends handshake bytes; they are copied. At most 64 KiB may wait per connection. */
