@@ -1,0 +1,86 @@
+/** Addresses that clients connect to, and the command that attaches one. */
+
+import { ringfenceError } from './errors.ts';
+
+/** A place to listen on or to connect to. */
+export type Address =
+  | { readonly kind: 'unix'; readonly path: string }
+  | { readonly kind: 'tcp'; readonly host: string; readonly port: number };
+
+/** The kernel's limit for the path of a Unix socket, without its final zero byte. */
+const UNIX_PATH_BYTES_MAX = 107;
+
+/**
+ * Parses `unix:PATH` or `HOST:PORT`; an IPv6 host stands in brackets.
+ *
+ * @throws `RF_ADDRESS`
+ */
+export function parseAddress(text: string): Address {
+  if (text.startsWith('unix:')) {
+    const path = text.slice('unix:'.length);
+    const pathBytes = Buffer.byteLength(path);
+    if (pathBytes === 0 || pathBytes > UNIX_PATH_BYTES_MAX || path.includes('\0')) {
+      throw ringfenceError('RF_ADDRESS', [text]);
+    }
+    return { kind: 'unix', path };
+  }
+  return parseTcpAddress(text);
+}
+
+/**
+ * Parses `HOST:PORT`.
+ *
+ * @throws `RF_ADDRESS`
+ */
+export function parseTcpAddress(text: string): Address & { kind: 'tcp' } {
+  const match = /^(?:\[([0-9A-Fa-f:.%\w]+)\]|([^:[\]\s/]+)):([0-9]{1,5})$/.exec(text);
+  const host = match?.[1] ?? match?.[2];
+  const port = Number(match?.[3]);
+  if (host === undefined || !(port <= 65_535)) throw ringfenceError('RF_ADDRESS', [text]);
+  return { kind: 'tcp', host, port };
+}
+
+/** The text that {@link parseAddress} reads back. */
+export function formatAddress(address: Address): string {
+  if (address.kind === 'unix') return `unix:${address.path}`;
+  return `${bracketed(address.host)}:${address.port}`;
+}
+
+/** The URI by which libnbd and qemu know an export: `nbd://` or `nbd+unix://`. */
+export function nbdUri(address: Address, exportName: string): string {
+  const name = encodeURIComponent(exportName);
+  if (address.kind === 'unix') {
+    return `nbd+unix:///${name}?socket=${encodeURI(address.path).replace(/[&#?+]/g, encodeURIComponent)}`;
+  }
+  return `nbd://${bracketed(reachableHost(address.host))}:${address.port}/${name}`;
+}
+
+/**
+ * The command that attaches an export and survives a restart of the daemon.
+ *
+ * `-persist` reconnects only with the ioctl interface: through netlink nbd-client 3.24 hands the
+ * socket to the kernel and leaves. `-timeout` makes the kernel keep the requests that were in
+ * flight when the connection broke and send them again, instead of failing them.
+ */
+export function attachCommand(address: Address, exportName: string): string {
+  const place =
+    address.kind === 'unix'
+      ? `-unix ${shellQuoted(address.path)}`
+      : `${shellQuoted(reachableHost(address.host))} ${address.port}`;
+  const options = `-name ${shellQuoted(exportName)} -persist -nonetlink -timeout 60`;
+  return `nbd-client ${place} /dev/nbd0 ${options}`;
+}
+
+/** A daemon that listens everywhere is reached here, at least, on the loopback address. */
+function reachableHost(host: string): string {
+  if (host === '0.0.0.0' || host === '*') return '127.0.0.1';
+  return host === '::' ? '::1' : host;
+}
+
+function bracketed(host: string): string {
+  return host.includes(':') ? `[${host}]` : host;
+}
+
+function shellQuoted(text: string): string {
+  return /^[\w@%+=:,./-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`;
+}

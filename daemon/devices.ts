@@ -1,0 +1,241 @@
+/**
+ * What a path really is, before anything is written to it: kind, size, model, signatures, and who
+ * else uses it. The native side claims a device exclusively; this side says in words why it cannot.
+ */
+
+import { execFile } from 'node:child_process';
+import { constants } from 'node:fs';
+import { open, readdir, readFile, realpath, stat } from 'node:fs/promises';
+import { promisify } from 'node:util';
+import { codeOf, reasonOf, ringfenceError } from './errors.ts';
+
+const run = promisify(execFile);
+
+/** A block device or a file, as far as the kernel describes it. */
+export interface Device {
+  /** As it was given. */
+  readonly path: string;
+  /** Without symbolic links: two names of one device have the same. */
+  readonly realPath: string;
+  readonly kind: 'block' | 'file';
+  readonly sizeBytes: bigint;
+  /** `MAJOR:MINOR` of a block device; null for a file. */
+  readonly number: string | null;
+}
+
+/** Something on a device that other programs would recognise. */
+export interface Signature {
+  /** Such as `ext4`, `gpt`, `LVM2_member`. */
+  readonly type: string;
+  readonly label: string | null;
+  readonly uuid: string | null;
+}
+
+/** A line of `/proc/self/mountinfo`. */
+export interface Mount {
+  /** `MAJOR:MINOR`. */
+  readonly number: string;
+  readonly mountPoint: string;
+  readonly source: string;
+}
+
+/** For messages: what the path is given for. */
+export type Role = 'device' | 'cache device' | 'origin';
+
+/**
+ * Looks at a path.
+ *
+ * @throws `RF_DEVICE_MISSING`, `RF_DEVICE_KIND`, `RF_DEVICE_UNREADABLE`
+ */
+export async function findDevice(path: string, role: Role): Promise<Device> {
+  try {
+    const realPath = await realpath(path);
+    const status = await stat(realPath, { bigint: true });
+    if (status.isFile()) {
+      return { path, realPath, kind: 'file', sizeBytes: status.size, number: null };
+    }
+    if (status.isBlockDevice()) {
+      const number = deviceNumber(status.rdev);
+      const sectors = await readSysfs(`/sys/dev/block/${number}/size`);
+      const sizeBytes = BigInt(sectors ?? '0') * 512n;
+      return { path, realPath, kind: 'block', sizeBytes, number };
+    }
+    const kind = status.isDirectory()
+      ? 'directory'
+      : status.isCharacterDevice()
+        ? 'character device'
+        : status.isSocket()
+          ? 'socket'
+          : 'pipe';
+    throw ringfenceError('RF_DEVICE_KIND', [role, path, kind]);
+  } catch (error) {
+    const code = codeOf(error);
+    if (code === 'ENOENT') throw ringfenceError('RF_DEVICE_MISSING', [role, path], error);
+    if (code?.startsWith('RF_')) throw error;
+    throw ringfenceError('RF_DEVICE_UNREADABLE', [role, path, reasonOf(error)], error);
+  }
+}
+
+/**
+ * Refuses a device that somebody else uses: mounted, swapped to, part of another device, the
+ * backing of a loop device, or held open exclusively. Of a whole disk the partitions count too.
+ *
+ * @throws `RF_DEVICE_MOUNTED`, `RF_DEVICE_HELD`, `RF_DEVICE_UNREADABLE`
+ */
+export async function refuseDeviceInUse(device: Device, role: Role): Promise<void> {
+  if (device.kind === 'file') {
+    const loop = await loopOverFile(device.realPath);
+    if (loop === null) return;
+    throw ringfenceError('RF_DEVICE_HELD', [role, device.path, `the loop device ${loop}`]);
+  }
+  const numbers = await withPartitions(device.number ?? '');
+  const mounts = parseMountinfo(await readFile('/proc/self/mountinfo', 'utf8'));
+  const mount = mounts.find(({ number }) => numbers.includes(number));
+  if (mount !== undefined) {
+    const where = `it is mounted on ${mount.mountPoint}`;
+    throw ringfenceError('RF_DEVICE_MOUNTED', [role, device.path, where]);
+  }
+  const swap = await swapOn(numbers);
+  if (swap !== null) {
+    throw ringfenceError('RF_DEVICE_MOUNTED', [role, device.path, `${swap} is swapped to`]);
+  }
+  for (const number of numbers) {
+    const [holder] = await readdir(`/sys/dev/block/${number}/holders`).catch(() => []);
+    if (holder === undefined) continue;
+    throw ringfenceError('RF_DEVICE_HELD', [role, device.path, `/dev/${holder}`]);
+  }
+  await openExclusively(device, role);
+}
+
+/** What a block device calls itself, or null where it says nothing. */
+export async function deviceModel(device: Device): Promise<string | null> {
+  if (device.kind === 'file') return null;
+  const options = ['--json', '--bytes', '--nodeps', '--output', 'MODEL,TYPE', device.realPath];
+  const { stdout } = await run('lsblk', options).catch(() => ({ stdout: '{}' }));
+  const described = JSON.parse(stdout) as {
+    blockdevices?: readonly { model: string | null; type: string | null }[];
+  };
+  const [first] = described.blockdevices ?? [];
+  return first?.model?.trim() ?? first?.type ?? null;
+}
+
+/**
+ * The signatures on a device: file systems, partition tables, members of other things.
+ *
+ * @throws `RF_SIGNATURES_UNKNOWN` where wipefs is missing or cannot read the device
+ */
+export async function deviceSignatures(device: Device): Promise<readonly Signature[]> {
+  try {
+    const { stdout } = await run('wipefs', ['--no-act', '--json', device.realPath]);
+    return parseWipefs(stdout);
+  } catch (error) {
+    const reason =
+      codeOf(error) === 'ENOENT' ? 'install util-linux, which has it' : wipefsReason(error);
+    throw ringfenceError('RF_SIGNATURES_UNKNOWN', [device.path, reason], error);
+  }
+}
+
+/** Reads the output of `wipefs --json`, which is empty where nothing was found. */
+export function parseWipefs(output: string): readonly Signature[] {
+  if (output.trim() === '') return [];
+  const { signatures } = JSON.parse(output) as {
+    signatures?: readonly { type: string; label?: string | null; uuid?: string | null }[];
+  };
+  return (signatures ?? []).map(({ type, label, uuid }) => ({
+    type,
+    label: label ?? null,
+    uuid: uuid ?? null,
+  }));
+}
+
+/** Reads `/proc/self/mountinfo`, whose fields are separated by spaces and escaped in octal. */
+export function parseMountinfo(text: string): readonly Mount[] {
+  return text
+    .split('\n')
+    .filter((line) => line !== '')
+    .map((line) => {
+      const [before = '', after = ''] = line.split(' - ', 2);
+      const fields = before.split(' ');
+      return {
+        number: fields[2] ?? '',
+        mountPoint: unescapeOctal(fields[4] ?? ''),
+        source: unescapeOctal(after.split(' ')[1] ?? ''),
+      };
+    });
+}
+
+/**
+ * `MAJOR:MINOR` as the kernel writes it, from a `dev_t` as glibc encodes it: minor bits 0 to 7 and
+ * 20 to 43, major bits 8 to 19 and 44 to 63.
+ */
+export function deviceNumber(device: bigint): string {
+  const major = ((device >> 8n) & 0xfffn) | ((device >> 32n) & 0xfffff000n);
+  const minor = (device & 0xffn) | ((device >> 12n) & 0xffffff00n);
+  return `${major}:${minor}`;
+}
+
+function unescapeOctal(text: string): string {
+  return text.replace(/\\([0-7]{3})/g, (_, octal: string) =>
+    String.fromCharCode(Number.parseInt(octal, 8)),
+  );
+}
+
+/** The device's own number and those of its partitions. */
+async function withPartitions(number: string): Promise<readonly string[]> {
+  const directory = `/sys/dev/block/${number}`;
+  const numbers = [number];
+  const entries = await readdir(directory, { withFileTypes: true }).catch(() => []);
+  for (const entry of entries.filter((candidate) => candidate.isDirectory())) {
+    const isPartition = (await readSysfs(`${directory}/${entry.name}/partition`)) !== null;
+    const own = isPartition ? await readSysfs(`${directory}/${entry.name}/dev`) : null;
+    if (own !== null) numbers.push(own);
+  }
+  return numbers;
+}
+
+async function swapOn(numbers: readonly string[]): Promise<string | null> {
+  const lines = (await readFile('/proc/swaps', 'utf8').catch(() => '')).split('\n').slice(1);
+  for (const line of lines) {
+    const path = unescapeOctal(line.split(/\s/, 1)[0] ?? '');
+    const status = path === '' ? null : await stat(path, { bigint: true }).catch(() => null);
+    if (status?.isBlockDevice() && numbers.includes(deviceNumber(status.rdev))) return path;
+  }
+  return null;
+}
+
+async function loopOverFile(realPath: string): Promise<string | null> {
+  const names = await readdir('/sys/block').catch(() => []);
+  for (const name of names.filter((candidate) => candidate.startsWith('loop'))) {
+    const backing = await readSysfs(`/sys/block/${name}/loop/backing_file`);
+    if (backing === realPath) return `/dev/${name}`;
+  }
+  return null;
+}
+
+/** Catches what has no other trace, such as another daemon or a file system's own device list. */
+async function openExclusively(device: Device, role: Role): Promise<void> {
+  try {
+    const handle = await open(device.realPath, constants.O_RDONLY | constants.O_EXCL);
+    await handle.close();
+  } catch (error) {
+    if (codeOf(error) === 'EBUSY') {
+      throw ringfenceError('RF_DEVICE_HELD', [role, device.path, 'another program'], error);
+    }
+    throw ringfenceError('RF_DEVICE_UNREADABLE', [role, device.path, reasonOf(error)], error);
+  }
+}
+
+async function readSysfs(path: string): Promise<string | null> {
+  return readFile(path, 'utf8').then(
+    (text) => text.trim(),
+    () => null,
+  );
+}
+
+/** What wipefs said, without its own name and the path, which our sentence has already. */
+function wipefsReason(error: unknown): string {
+  const said =
+    typeof error === 'object' && error !== null && 'stderr' in error ? `${error.stderr}` : '';
+  const last = said.trim().split(': ').at(-1);
+  return last === undefined || last === '' ? reasonOf(error) : last;
+}
