@@ -1,0 +1,269 @@
+/**
+ * The judge of lost, stale and torn data.
+ *
+ * Every 512-byte sector is a register. Each write has an identity, and every sector it writes
+ * names that identity and its own place, so that whatever is read tells which write it is from.
+ * A logical clock orders what the clients saw: when a write was sent, when it was answered, and
+ * whether a flush that was sent after that answer has itself been answered.
+ *
+ * A value is refused when a newer one had to be there: a write that began after the value's own
+ * write was answered, and that was itself answered before the read began (while serving), or was
+ * durable (after a crash). Writes that overlapped in time may be seen in either order.
+ */
+
+/** Bytes of a sector, the unit of the judgement. */
+export const SECTOR_BYTES = 512;
+const SECTOR_WORDS = SECTOR_BYTES / 4;
+const MAGIC = 0x52464348;
+const HEADER_WORDS = 4;
+
+/** One write, or one range of zeroes. Ticks are of the logical clock. */
+export interface Write {
+  readonly id: number;
+  readonly zero: boolean;
+  readonly firstSector: number;
+  readonly sectors: number;
+  readonly startTick: number;
+  answeredTick: number;
+  durable: boolean;
+}
+
+/** Something a disk must not show. */
+export interface Violation {
+  readonly sector: number;
+  /** What was wrong, in a sentence. */
+  readonly what: string;
+}
+
+/** A read that has begun. */
+export interface PendingRead {
+  readonly startTick: number;
+}
+
+/** A flush that has been sent and what it covers. */
+export interface PendingFlush {
+  readonly covers: readonly Write[];
+}
+
+/** The state of all sectors, as the clients know it. */
+export interface Registers {
+  /** A write is about to be sent. */
+  beginWrite(firstSector: number, sectors: number, zero?: boolean): Write;
+  /** A write was answered; `durable` for FUA. */
+  answerWrite(write: Write, durable?: boolean): void;
+  beginFlush(): PendingFlush;
+  answerFlush(flush: PendingFlush): void;
+  beginRead(): PendingRead;
+  /** Judges what a read returned while the server was up. */
+  answerRead(read: PendingRead, firstSector: number, data: Uint8Array): Violation[];
+  /** A read that failed is forgotten. */
+  dropRead(read: PendingRead): void;
+  /** Judges what is there after a crash; what is seen now is durable from now on. */
+  judgeAfterCrash(firstSector: number, data: Uint8Array): Violation[];
+  /** Writes that were answered and never flushed. */
+  undurableWrites(): number;
+}
+
+function word(id: number, sector: number, index: number): number {
+  const mixed = Math.imul(id, 0x9e3779b1) ^ Math.imul(sector, 0x85ebca6b);
+  return Math.imul((mixed + index) | 0, 0x27d4eb2f) >>> 0;
+}
+
+/** The payload of a write; `seed` tells this run's data from an earlier life of the device. */
+export function writePayload(write: Write, seed: number): Buffer {
+  const buffer = Buffer.from(new ArrayBuffer(write.sectors * SECTOR_BYTES));
+  const words = new Uint32Array(buffer.buffer);
+  for (let index = 0; index < write.sectors; index += 1) {
+    const sector = write.firstSector + index;
+    const start = index * SECTOR_WORDS;
+    words[start] = MAGIC;
+    words[start + 1] = sector;
+    words[start + 2] = write.id;
+    words[start + 3] = seed;
+    for (let at = HEADER_WORDS; at < SECTOR_WORDS; at += 1) {
+      words[start + at] = word(write.id, sector, at);
+    }
+  }
+  return buffer;
+}
+
+/** The words of a buffer, copied only where its start is not aligned. */
+function asWords(data: Uint8Array): Uint32Array {
+  const aligned = data.byteOffset % 4 === 0 ? data : new Uint8Array(data);
+  return new Uint32Array(aligned.buffer, aligned.byteOffset, aligned.byteLength / 4);
+}
+
+/** The write that a sector is from: 0 for zeroes, or a sentence about what it is instead. */
+function decodeSector(
+  words: Uint32Array,
+  start: number,
+  sector: number,
+  seed: number,
+): number | string {
+  if (words[start] === 0) {
+    for (let at = 1; at < SECTOR_WORDS; at += 1) {
+      if (words[start + at] !== 0) return 'is partly zero';
+    }
+    return 0;
+  }
+  if (words[start] !== MAGIC) return 'is garbage';
+  if (words[start + 3] !== seed) return 'is from another life of the device';
+  if (words[start + 1] !== sector) return `holds sector ${words[start + 1]}`;
+  const id = words[start + 2] ?? 0;
+  for (let at = HEADER_WORDS; at < SECTOR_WORDS; at += 1) {
+    if (words[start + at] !== word(id, sector, at)) return `is a damaged piece of write ${id}`;
+  }
+  return id;
+}
+
+/** Whether `newer` must hide `older` from everyone who can rely on `newer`. */
+function hides(newer: Write, older: Write): boolean {
+  return newer.startTick > older.answeredTick;
+}
+
+function show(write: Write): string {
+  const answered = Number.isFinite(write.answeredTick) ? String(write.answeredTick) : 'never';
+  const durable = write.durable ? ', durable' : '';
+  return `write ${write.id} (sent ${write.startTick}, answered ${answered}${durable})`;
+}
+
+/** Makes the registers of a device of `sectors` sectors that read as zeroes. */
+export function createRegisters(sectors: number, seed: number): Registers {
+  let tick = 0;
+  let lastId = 0;
+  const blank: Write = {
+    id: 0,
+    zero: true,
+    firstSector: 0,
+    sectors,
+    startTick: -1,
+    answeredTick: 0,
+    durable: true,
+  };
+  const candidates: Write[][] = Array.from({ length: sectors }, () => [blank]);
+  const undurable = new Set<Write>();
+  const reads = new Set<PendingRead>();
+
+  const oldestRead = (): number => {
+    let oldest = Number.POSITIVE_INFINITY;
+    for (const read of reads) oldest = Math.min(oldest, read.startTick);
+    return oldest;
+  };
+
+  /** Forgets what neither a crash nor a read that is under way can show any more. */
+  const prune = (write: Write): void => {
+    if (write.answeredTick >= oldestRead()) return;
+    for (let sector = write.firstSector; sector < write.firstSector + write.sectors; sector += 1) {
+      const list = candidates[sector];
+      if (list === undefined || list.length === 1) continue;
+      candidates[sector] = list.filter((older) => older === write || !hides(write, older));
+    }
+  };
+
+  const makeDurable = (write: Write): void => {
+    undurable.delete(write);
+    write.durable = true;
+    prune(write);
+  };
+
+  /** Judges one value; `counts` tells which writes the reader can rely on. */
+  const judge = (
+    sector: number,
+    value: number | string,
+    seenBy: number,
+    counts: (write: Write) => boolean,
+  ): { readonly write: Write } | Violation => {
+    if (typeof value === 'string') return { sector, what: value };
+    const list = candidates[sector] ?? [];
+    const matching = list.filter((w) => (value === 0 ? w.zero : w.id === value));
+    if (matching.length === 0) {
+      const known = list.map(show).join('; ');
+      return { sector, what: `shows write ${value}, which was replaced; possible: ${known}` };
+    }
+    let hidden = '';
+    for (const write of matching) {
+      const newer = list.find((other) => counts(other) && hides(other, write));
+      if (newer === undefined && write.startTick <= seenBy) return { write };
+      hidden = newer === undefined ? 'from the future' : `although there is ${show(newer)}`;
+    }
+    return { sector, what: `shows ${matching.map(show).join(' or ')}, ${hidden}` };
+  };
+
+  const judgeAll = (
+    firstSector: number,
+    data: Uint8Array,
+    visit: (sector: number, value: number | string) => Violation | null,
+  ): Violation[] => {
+    const words = asWords(data);
+    const violations: Violation[] = [];
+    for (let index = 0; index < data.length / SECTOR_BYTES; index += 1) {
+      const sector = firstSector + index;
+      const value = decodeSector(words, index * SECTOR_WORDS, sector, seed);
+      const violation = visit(sector, value);
+      if (violation !== null) violations.push(violation);
+    }
+    return violations;
+  };
+
+  return {
+    beginWrite: (firstSector, count, zero = false) => {
+      lastId += 1;
+      tick += 1;
+      const write: Write = {
+        id: lastId,
+        zero,
+        firstSector,
+        sectors: count,
+        startTick: tick,
+        answeredTick: Number.POSITIVE_INFINITY,
+        durable: false,
+      };
+      for (let index = 0; index < count; index += 1) candidates[firstSector + index]?.push(write);
+      return write;
+    },
+    answerWrite: (write, durable = false) => {
+      tick += 1;
+      write.answeredTick = tick;
+      if (durable) makeDurable(write);
+      else undurable.add(write);
+    },
+    beginFlush: () => {
+      tick += 1;
+      return { covers: [...undurable] };
+    },
+    answerFlush: (flush) => {
+      tick += 1;
+      for (const write of flush.covers) makeDurable(write);
+    },
+    beginRead: () => {
+      tick += 1;
+      const read = { startTick: tick };
+      reads.add(read);
+      return read;
+    },
+    answerRead: (read, firstSector, data) => {
+      tick += 1;
+      reads.delete(read);
+      const counts = (write: Write): boolean => write.answeredTick < read.startTick;
+      return judgeAll(firstSector, data, (sector, value) => {
+        const verdict = judge(sector, value, tick, counts);
+        return 'what' in verdict ? verdict : null;
+      });
+    },
+    dropRead: (read) => {
+      reads.delete(read);
+    },
+    judgeAfterCrash: (firstSector, data) => {
+      tick += 1;
+      return judgeAll(firstSector, data, (sector, value) => {
+        const verdict = judge(sector, value, tick, (write) => write.durable);
+        if ('what' in verdict) return verdict;
+        const survivor = { ...verdict.write, answeredTick: tick, durable: true };
+        undurable.delete(verdict.write);
+        candidates[sector] = [survivor];
+        return null;
+      });
+    },
+    undurableWrites: () => undurable.size,
+  };
+}
