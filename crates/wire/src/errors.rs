@@ -86,7 +86,6 @@ impl ErrorCode {
 /// How a peer broke the protocol. The stream can no longer be trusted to be in step, so the
 /// connection is dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Violation {
     /// A header does not begin with a magic number that may stand there.
     BadMagic {
@@ -98,17 +97,90 @@ pub enum Violation {
         /// Bytes of payload that the client announced.
         length: u64,
     },
+    /// A chunk of a kind that was never defined, and that does not say it is an error.
+    UnknownChunk {
+        /// Its type.
+        kind: u16,
+    },
+    /// A chunk whose length does not suit its type.
+    ChunkLength {
+        /// Its type.
+        kind: u16,
+        /// Its length.
+        length: u32,
+    },
+    /// A chunk that says nothing and does not end its reply.
+    NoneNotDone,
+    /// A simple reply to a READ after structured replies were negotiated.
+    SimpleReplyToRead,
+    /// A chunk after the one that was marked as the last, or after a simple reply.
+    AfterDone,
+    /// A reply that reports an error with the value of success.
+    ErrorWithoutCode,
+    /// An error message that is longer than its chunk, or than a string may be.
+    MessageLength {
+        /// Bytes that the message claims.
+        length: u16,
+    },
+    /// Content that was not asked for.
+    OutsideRequest {
+        /// Where it starts.
+        offset: u64,
+        /// Its length in bytes.
+        length: u32,
+    },
+    /// The same content twice.
+    Overlap {
+        /// Where the second one starts.
+        offset: u64,
+        /// Its length in bytes.
+        length: u32,
+    },
+    /// More than one content chunk where fragments were forbidden.
+    Fragmented,
+    /// Content in more separate pieces than anybody who answers in order leaves open.
+    TooManyPieces,
+    /// A reply that claims success without all of the content.
+    MissingContent {
+        /// Bytes that were asked for.
+        expected: u32,
+        /// Bytes that came.
+        found: u32,
+    },
 }
 
 impl fmt::Display for Violation {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
+        match *self {
             Self::BadMagic { found } => write!(formatter, "bad magic number {found:#010x}"),
-            Self::OversizeWrite { length } => write!(
-                formatter,
-                "a write of {length} bytes: at most {} are served",
-                crate::limits::PAYLOAD_BYTES_MAX
-            ),
+            Self::OversizeWrite { length } => {
+                let most = crate::limits::PAYLOAD_BYTES_MAX;
+                write!(formatter, "a write of {length} bytes: at most {most} are served")
+            }
+            Self::UnknownChunk { kind } => write!(formatter, "unknown chunk type {kind}"),
+            Self::ChunkLength { kind, length } => {
+                write!(formatter, "a chunk of type {kind} with a length of {length} bytes")
+            }
+            Self::NoneNotDone => formatter.write_str("an empty chunk that does not end its reply"),
+            Self::SimpleReplyToRead => {
+                formatter.write_str("a simple reply to a read with structured replies negotiated")
+            }
+            Self::AfterDone => formatter.write_str("a chunk after the end of its reply"),
+            Self::ErrorWithoutCode => formatter.write_str("an error chunk without an error"),
+            Self::MessageLength { length } => {
+                write!(formatter, "an error message of {length} bytes does not fit its chunk")
+            }
+            Self::OutsideRequest { offset, length } => {
+                write!(formatter, "{length} bytes at {offset} were not asked for")
+            }
+            Self::Overlap { offset, length } => {
+                write!(formatter, "{length} bytes at {offset} came twice")
+            }
+            Self::Fragmented => formatter.write_str("fragments where they were forbidden"),
+            Self::TooManyPieces => formatter.write_str("content in too many separate pieces"),
+            Self::MissingContent { expected, found } => {
+                write!(formatter, "success with {found} of {expected} bytes")
+            }
         }
     }
 }

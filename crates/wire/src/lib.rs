@@ -32,6 +32,8 @@ pub mod layout;
 pub mod limits;
 mod reply;
 mod request;
+#[cfg(test)]
+mod tests;
 
 pub use command::{Command, CommandFlags};
 pub use errors::{ErrorCode, Violation};

@@ -169,8 +169,10 @@ impl RequestHeader {
             return self.refuse(ErrorCode::NotPermitted);
         }
         let inside = offset.checked_add(length).is_some_and(|end| end <= limits.size_bytes);
-        let past_end =
-            if command == Command::Write { ErrorCode::NoSpace } else { ErrorCode::Invalid };
+        let past_end = match command {
+            Command::Write | Command::WriteZeroes => ErrorCode::NoSpace,
+            _ => ErrorCode::Invalid,
+        };
         let operation = match command {
             Command::Flush if offset == 0 && length == 0 => Operation::Flush,
             Command::Read | Command::Write | Command::Trim | Command::WriteZeroes if !inside => {
