@@ -3,6 +3,8 @@
 //!
 //! [`Runtime`] is the whole public interface; the Node-API binding wraps it.
 
+#[cfg(feature = "napi")]
+mod binding;
 mod error;
 mod options;
 mod runtime;

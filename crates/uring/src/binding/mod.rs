@@ -1,0 +1,66 @@
+//! The Node-API binding: `daemon/native.ts` on the side of Rust, over [`crate::Runtime`].
+//!
+//! Nothing here is on the path of a byte, and none of it runs on the ring thread. What blocks
+//! (opening, formatting, stopping) runs on a thread of libuv's pool and is a promise for
+//! JavaScript; everything else is a queue operation.
+//!
+//! The generated types are in `binding.d.cts`; `test/binding/contract.ts` compares them with the
+//! contract, field by field, and does not compile when the two differ.
+
+mod engine;
+mod error;
+mod options;
+mod results;
+mod tasks;
+
+use napi::bindgen_prelude::{AsyncTask, BigInt, Function, Object};
+use napi_derive::napi;
+use options::{NativeOpenOptions, open_spec, whole_bigint};
+use results::{CounterLayout, Guard};
+use tasks::{DescribeTask, FormatTask, OpenTask};
+
+/// Runs once, when the module is loaded. A Worker may end at any time and take its environment
+/// with it, while the ring goes on: only the main thread may own one.
+#[napi(module_exports)]
+fn load(_exports: Object) -> napi::Result<()> {
+    if rustix::thread::gettid() == rustix::process::getpid() {
+        return Ok(());
+    }
+    Err(error::sentence("the native module cannot be used in a Worker: load it in the main thread"))
+}
+
+/// Formats a device or file; destroys what is on it. Errors are sentences.
+#[napi]
+pub fn format(path: String, segment_bytes: BigInt) -> napi::Result<AsyncTask<FormatTask>> {
+    let segment_bytes = whole_bigint("segmentBytes", &segment_bytes)?;
+    Ok(AsyncTask::new(FormatTask { path: path.into(), segment_bytes }))
+}
+
+/// Reads what a cache holds without changing it; null when the device holds no cache.
+#[napi]
+pub fn describe(path: String) -> AsyncTask<DescribeTask> {
+    AsyncTask::new(DescribeTask { path: path.into() })
+}
+
+/// Opens a cache and starts its ring. `bell` is called without data when events wait.
+#[napi]
+pub fn open(
+    options: NativeOpenOptions,
+    bell: Function<'_, (), ()>,
+) -> napi::Result<AsyncTask<OpenTask>> {
+    OpenTask::new(open_spec(options)?, &bell).map(AsyncTask::new)
+}
+
+/// What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`.
+#[napi]
+#[must_use]
+pub fn probe() -> Vec<Guard> {
+    crate::probe().into_iter().map(Guard::from).collect()
+}
+
+/// How to read the counters of an engine.
+#[napi]
+#[must_use]
+pub fn counter_layout() -> CounterLayout {
+    crate::counter_layout().into()
+}
