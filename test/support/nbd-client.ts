@@ -22,7 +22,12 @@ export const FLAG_FUA = 1;
 
 /** The server answered a request with an error. */
 export interface NbdFailure extends Error {
-  readonly errno: number;
+  readonly nbdErrno: number;
+}
+
+/** Whether a request ended with an answer that says no, and not with a broken connection. */
+export function isNbdFailure(error: unknown): error is NbdFailure {
+  return error instanceof Error && 'nbdErrno' in error;
 }
 
 /** A connection in the transmission phase. Requests reject when it breaks. */
@@ -172,7 +177,7 @@ async function receiveReplies(reader: ExactReader, pending: Map<number, Pending>
           : Buffer.alloc(0);
       pending.delete(cookie);
       if (errno === 0) request.resolve(data);
-      else request.reject(Object.assign(new Error(`NBD error ${errno}`), { errno }));
+      else request.reject(Object.assign(new Error(`NBD error ${errno}`), { nbdErrno: errno }));
     }
   } catch (error) {
     const reason = error instanceof Error ? error : new Error(String(error));

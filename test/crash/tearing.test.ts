@@ -1,0 +1,106 @@
+/** Atomicity: a write of up to 1 MiB is one step for every reader on every connection. */
+
+import { setTimeout as sleep } from 'node:timers/promises';
+import test from 'ava';
+import { createRandom } from '../support/content.ts';
+import { KIB, loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { connectNbd, isNbdFailure, type NbdConnection } from '../support/nbd-client.ts';
+import {
+  daemonSetup,
+  formatCache,
+  killAndRestart,
+  socketPath,
+  startDaemon,
+  stopDaemon,
+} from '../support/ringfence.ts';
+import { testScope } from '../support/scope.ts';
+
+/** A range that all writers write whole and all readers read whole. */
+interface Area {
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** Aligned, unaligned, within one block, and the largest step at its worst offset. */
+const AREAS: readonly Area[] = [
+  { offset: 0, length: 64 * KIB },
+  { offset: 8 * MIB + 512, length: 256 * KIB },
+  { offset: 16 * MIB + 1024, length: 512 },
+  { offset: 20 * MIB + 3584, length: MIB },
+];
+
+/** Whole writes carry one 32-bit number throughout, so that a mixture shows. */
+function payload(length: number, id: number): Buffer {
+  const buffer = Buffer.from(new ArrayBuffer(length));
+  new Uint32Array(buffer.buffer).fill(id);
+  return buffer;
+}
+
+/** The distinct numbers in a range; one when it is whole. */
+function distinct(data: Buffer): number[] {
+  const copy = new Uint8Array(data);
+  return [...new Set(new Uint32Array(copy.buffer))];
+}
+
+async function whileConnected(step: () => Promise<void>): Promise<void> {
+  try {
+    for (;;) await step();
+  } catch (error) {
+    if (isNbdFailure(error)) throw error;
+  }
+}
+
+test.serial('no reader ever sees the middle of a write, across kills too', async (t) => {
+  t.timeout(180_000);
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
+  const origin = await loopDevice(scope, folder, 'origin', 64 * MIB);
+  await formatCache(cache.device);
+  const setup = await daemonSetup({
+    cache: cache.device,
+    exports: [{ name: 'disk', origin: origin.device }],
+    folder,
+  });
+  const path = socketPath(setup);
+  const random = createRandom(1);
+  const torn: string[] = [];
+  const counts = { writes: 0, reads: 0 };
+  let daemon = await startDaemon(scope, setup);
+  const pickArea = (): Area => AREAS[random() % AREAS.length] ?? { offset: 0, length: 512 };
+  const write = async (connection: NbdConnection): Promise<void> => {
+    const { offset, length } = pickArea();
+    counts.writes += 1;
+    await connection.write(offset, payload(length, counts.writes));
+  };
+  const read = async (connection: NbdConnection): Promise<void> => {
+    const { offset, length } = pickArea();
+    const seen = distinct(await connection.read(offset, length));
+    counts.reads += 1;
+    if (seen.length !== 1) torn.push(`${length} bytes at ${offset}: writes ${seen.join(', ')}`);
+  };
+
+  for (let round = 0; round < 3; round += 1) {
+    const connections = await Promise.all(
+      Array.from({ length: 6 }, () => connectNbd({ path }, 'disk')),
+    );
+    const lanes = connections.flatMap((connection, index) =>
+      Array.from({ length: 3 }, () =>
+        whileConnected(() => (index < 3 ? write(connection) : read(connection))),
+      ),
+    );
+    await sleep(1_500);
+    daemon = await killAndRestart(scope, daemon);
+    await Promise.all(lanes);
+    const after = await connectNbd({ path }, 'disk');
+    for (const { offset, length } of AREAS) {
+      const seen = distinct(await after.read(offset, length));
+      if (seen.length !== 1) torn.push(`after kill ${round + 1}, at ${offset}: ${seen.join(', ')}`);
+    }
+    await after.disconnect();
+  }
+  await stopDaemon(daemon);
+  t.true(counts.reads > 100);
+  t.deepEqual(torn, []);
+  t.log(`${counts.writes} writes and ${counts.reads} reads of the same ranges`);
+});
