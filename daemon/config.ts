@@ -54,8 +54,8 @@ export const CONFIG_DEFAULTS = {
   listen: [],
   metrics: null,
   reserveBytes: 256n << 20n,
-  // Each connection owns a window of about 3 MiB of the reserve, so this is a third of it.
-  connectionsMax: 32,
+  // Each connection owns windows of about 3 MiB of the reserve: a fifth of it in all.
+  connectionsMax: 16,
   spinUs: 50,
   cpu: null,
   acceptLoss: false,
@@ -69,7 +69,7 @@ export const SPIN_US_MAX = 1000;
 
 /** The control socket where nobody says otherwise: the same for the daemon and its clients. */
 export function defaultControlPath(environment: NodeJS.ProcessEnv = process.env): string {
-  const runtime = process.getuid?.() === 0 ? '/run' : (environment['XDG_RUNTIME_DIR'] ?? '/tmp');
+  const runtime = process.getuid?.() === 0 ? '/run' : (environment.XDG_RUNTIME_DIR ?? '/tmp');
   return `${runtime}/ringfence/control.sock`;
 }
 

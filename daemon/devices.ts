@@ -15,8 +15,10 @@ const run = promisify(execFile);
 export interface Device {
   /** As it was given. */
   readonly path: string;
-  /** Without symbolic links: two names of one device have the same. */
+  /** Without symbolic links. */
   readonly realPath: string;
+  /** The same for two names of one device or file, and for nothing else. */
+  readonly identity: string;
   readonly kind: 'block' | 'file';
   readonly sizeBytes: bigint;
   /** `MAJOR:MINOR` of a block device; null for a file. */
@@ -52,13 +54,14 @@ export async function findDevice(path: string, role: Role): Promise<Device> {
     const realPath = await realpath(path);
     const status = await stat(realPath, { bigint: true });
     if (status.isFile()) {
-      return { path, realPath, kind: 'file', sizeBytes: status.size, number: null };
+      const identity = `file ${status.dev} ${status.ino}`;
+      return { path, realPath, identity, kind: 'file', sizeBytes: status.size, number: null };
     }
     if (status.isBlockDevice()) {
       const number = deviceNumber(status.rdev);
       const sectors = await readSysfs(`/sys/dev/block/${number}/size`);
       const sizeBytes = BigInt(sectors ?? '0') * 512n;
-      return { path, realPath, kind: 'block', sizeBytes, number };
+      return { path, realPath, identity: `block ${number}`, kind: 'block', sizeBytes, number };
     }
     const kind = status.isDirectory()
       ? 'directory'

@@ -125,7 +125,7 @@ export const ERRORS = {
   RF_NOT_CONFIRMED: refused(
     (path: string) => `${path} was left as it is: answer "yes" or give --yes to format it.`,
   ),
-  RF_FORMAT: failed((path: string, reason: string) => `Formatting ${path} failed: ${reason}`),
+  RF_FORMAT: refused((path: string, reason: string) => `${path} was not formatted: ${reason}.`),
   RF_NATIVE_MISSING: failed(
     (reason: string) =>
       `The native part of ringfence could not be loaded: run "npm run build" first (${reason}).`,
@@ -134,10 +134,8 @@ export const ERRORS = {
     (counter: string) =>
       `The native part of ringfence does not count "${counter}": run "npm run build" again.`,
   ),
-  RF_OPEN: refused((path: string, reason: string) => `The cache ${path} cannot be served: ${reason}`),
-  RF_LISTEN: failed(
-    (address: string, reason: string) => `Clients cannot be served on ${address}: ${reason}`,
-  ),
+  RF_OPEN: refused((reason: string) => `The cache cannot be served: ${reason}.`),
+  RF_LISTEN: failed((reason: string) => `Clients cannot be served: ${reason}.`),
   RF_METRICS_LISTEN: failed(
     (address: string, reason: string) =>
       `The metrics page cannot be served on ${address}: ${reason}.`,

@@ -90,7 +90,12 @@ export interface CounterLayout {
 /** What the ring tells JavaScript. */
 export type NativeEvent =
   /** A client connected; the ring reads nothing from it until asked. */
-  | { readonly type: 'accepted'; readonly connection: ConnectionId; readonly listener: number; readonly peer: string }
+  | {
+      readonly type: 'accepted';
+      readonly connection: ConnectionId;
+      readonly listener: number;
+      readonly peer: string;
+    }
   /** Exactly the bytes that `receive` asked for. */
   | { readonly type: 'received'; readonly connection: ConnectionId; readonly bytes: Uint8Array }
   /** The connection is gone: the peer closed it, a deadline passed, or it broke the protocol. Its id is free. */
@@ -98,7 +103,12 @@ export type NativeEvent =
   /** A `control` call has ended; `error` is a sentence or null. */
   | { readonly type: 'controlDone'; readonly token: number; readonly error: string | null }
   /** Something an operator should know: `latched`, `origin_down`, `origin_up`, `checksum_mismatch`, `destage_damaged`. */
-  | { readonly type: 'notice'; readonly notice: string; readonly slot: number | null; readonly detail: string };
+  | {
+      readonly type: 'notice';
+      readonly notice: string;
+      readonly slot: number | null;
+      readonly detail: string;
+    };
 
 /** A listener of the ring. */
 export interface Listening {
@@ -121,7 +131,12 @@ export interface NativeEngine {
   /** Sends handshake bytes; they are copied. At most 64 KiB may wait per connection. */
   send(connection: ConnectionId, bytes: Uint8Array): void;
   /** The last call of a handshake: bytes sent so far go out, then the transmission phase begins. */
-  beginTransmission(connection: ConnectionId, slot: number, structuredReplies: boolean, readOnly: boolean): void;
+  beginTransmission(
+    connection: ConnectionId,
+    slot: number,
+    structuredReplies: boolean,
+    readOnly: boolean,
+  ): void;
   /** Sends what is waiting, then closes. */
   close(connection: ConnectionId): void;
   /** Starts an operator's action; `controlDone` with the token tells its end. */

@@ -44,7 +44,9 @@ export function formatSize(bytes: bigint): string {
     const factor = SIZE_FACTORS[unit] ?? 1n;
     if (bytes < factor) continue;
     const tenths = (bytes * 10n) / factor;
-    return tenths % 10n === 0n ? `${tenths / 10n} ${unit}` : `${tenths / 10n}.${tenths % 10n} ${unit}`;
+    return tenths % 10n === 0n
+      ? `${tenths / 10n} ${unit}`
+      : `${tenths / 10n}.${tenths % 10n} ${unit}`;
   }
   return `${bytes} bytes`;
 }

@@ -1,0 +1,118 @@
+/** `ringfence doctor`: what would hold on this machine, and how to mend what would not. */
+
+import { access, constants, readFile } from 'node:fs/promises';
+import { release } from 'node:os';
+import { delimiter, join } from 'node:path';
+import type { Command } from 'commander';
+import { deviceModel, deviceSignatures, findDevice, refuseDeviceInUse } from '../devices.ts';
+import { EXIT_FAILED, reasonOf, toRingfenceError } from '../errors.ts';
+import type { Native } from '../native.ts';
+import { formatSize } from '../units.ts';
+import type { Context } from './context.ts';
+import { guardLines, table } from './output.ts';
+
+/** Programs that the daemon or its users need, and what for. */
+const PROGRAMS = [
+  ['wipefs', 'needed by "ringfence format": install util-linux'],
+  ['lsblk', 'names the model of a device: install util-linux'],
+  ['nbd-client', 'attaches an export as a block device: install nbd-client'],
+] as const;
+
+/** Adds the verb. */
+export function addDoctorCommand(program: Command, context: Context): void {
+  program
+    .command('doctor')
+    .description('show what would hold on this machine, and how to mend what would not')
+    .option('--cache <device>', 'show what is on this device too')
+    .action(async (options: { cache?: string }) => {
+      const native = context.native();
+      const guards = native.probe();
+      const lines = [
+        'system',
+        ...indented(await systemLines()),
+        '',
+        'protections of the I/O path',
+        ...indented(guardLines(guards)),
+      ];
+      if (options.cache !== undefined) {
+        lines.push('', 'cache device', ...indented(await cacheLines(native, options.cache)));
+      }
+      context.write(`${lines.join('\n')}\n`);
+      const uring = guards.find(({ measure }) => measure === 'io_uring');
+      // Without the rest the daemon runs less safely; without io_uring it does not run.
+      if (uring?.up === false) process.exitCode = EXIT_FAILED;
+    });
+}
+
+async function systemLines(): Promise<readonly string[]> {
+  const rows = [
+    ['kernel', release()],
+    ['node', process.version],
+    ['locked memory', await limit('Max locked memory')],
+    ['open files', await limit('Max open files')],
+  ];
+  for (const [name, advice] of PROGRAMS) {
+    rows.push([name, (await findProgram(name)) ?? `missing; ${advice}`]);
+  }
+  return table(rows);
+}
+
+/** The soft limit of this process, as `/proc/self/limits` tells it. */
+async function limit(name: string): Promise<string> {
+  const text = await readFile('/proc/self/limits', 'utf8');
+  const line = text.split('\n').find((candidate) => candidate.startsWith(name));
+  const soft = line?.slice(name.length).trim().split(/\s+/)[0] ?? 'unknown';
+  return name.endsWith('memory') && /^[0-9]+$/.test(soft) ? formatSize(BigInt(soft)) : soft;
+}
+
+async function findProgram(name: string): Promise<string | null> {
+  const folders = [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/sbin'];
+  for (const folder of folders.filter((candidate) => candidate !== '')) {
+    const path = join(folder, name);
+    const isThere = await access(path, constants.X_OK).then(
+      () => true,
+      () => false,
+    );
+    if (isThere) return path;
+  }
+  return null;
+}
+
+async function cacheLines(native: Native, path: string): Promise<readonly string[]> {
+  const device = await findDevice(path, 'cache device');
+  const used = await refuseDeviceInUse(device, 'cache device').then(
+    () => 'by nobody',
+    (error: unknown) => toRingfenceError(error).message,
+  );
+  const rows = [
+    ['path', device.path],
+    ['model', (await deviceModel(device)) ?? 'unknown'],
+    ['size', formatSize(device.sizeBytes)],
+    ['in use', used],
+  ];
+  let cache: Awaited<ReturnType<Native['describe']>>;
+  try {
+    cache = await native.describe(path);
+  } catch (error) {
+    return table([...rows, ['cache', `cannot be read: ${reasonOf(error)}`]]);
+  }
+  if (cache === null) {
+    const signatures = await deviceSignatures(device).then(
+      (all) => all.map(({ type }) => type).join(', ') || 'no signature either',
+      (error: unknown) => toRingfenceError(error).message,
+    );
+    return table([...rows, ['cache', `none; ${signatures}`]]);
+  }
+  rows.push(['cache', cache.uuid], ['format version', `${cache.formatVersion}`]);
+  rows.push(['segments', `${cache.segments} of ${formatSize(cache.segmentBytes)}`]);
+  rows.push(['times opened', `${cache.incarnation}`]);
+  for (const one of cache.exports) {
+    const sizes = `${formatSize(one.sizeBytes)}, ${formatSize(one.dirtyBytes)} dirty`;
+    rows.push([`export "${one.name}"`, `${sizes}, origin ${one.originIdentity}`]);
+  }
+  return table(rows);
+}
+
+function indented(lines: readonly string[]): readonly string[] {
+  return lines.map((line) => `  ${line}`);
+}

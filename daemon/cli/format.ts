@@ -1,0 +1,129 @@
+/** `ringfence format`: makes a cache of a device, and destroys what is on it. */
+
+import type { Command } from 'commander';
+import {
+  type Device,
+  deviceModel,
+  deviceSignatures,
+  findDevice,
+  refuseDeviceInUse,
+  type Signature,
+} from '../devices.ts';
+import { reasonOf, ringfenceError } from '../errors.ts';
+import type { CacheDescription } from '../native.ts';
+import { formatSize, parseSizeBytes } from '../units.ts';
+import type { Context } from './context.ts';
+import { parsedBy } from './options.ts';
+
+/** The default size of a segment (`limits::SEGMENT_BYTES_DEFAULT`). */
+export const SEGMENT_BYTES_DEFAULT = 16n << 20n;
+
+/** What to say instead of a UUID where the cache cannot be read. */
+const UNREADABLE = 'unreadable';
+
+interface FormatOptions {
+  readonly yes?: boolean;
+  readonly dryRun?: boolean;
+  readonly segment: bigint;
+  readonly discardDirty?: string;
+}
+
+/** Adds the verb. */
+export function addFormatCommand(program: Command, context: Context): void {
+  program
+    .command('format')
+    .description('make a cache of a device; destroys what is on it')
+    .argument('<device>', 'a block device, or a file that stands for one')
+    .option('--yes', 'do not ask')
+    .option('--dry-run', 'show what would be destroyed and write nothing')
+    .option(
+      '--segment <size>',
+      'size of a segment, a power of two from 4MiB to 256MiB',
+      parsedBy(parseSizeBytes),
+      SEGMENT_BYTES_DEFAULT,
+    )
+    .option('--discard-dirty <uuid>', 'lose data of this cache that its origins lack')
+    .action((path: string, options: FormatOptions) => format(path, options, context));
+}
+
+async function format(path: string, options: FormatOptions, context: Context): Promise<void> {
+  const native = context.native();
+  const device = await findDevice(path, 'device');
+  await refuseDeviceInUse(device, 'device');
+  const signatures = await deviceSignatures(device);
+  const found = await readCache(path, () => native.describe(path));
+  context.write(deviceText(device, await deviceModel(device), signatures, found));
+  refuseDirty(path, found, options.discardDirty);
+  if (options.dryRun) {
+    context.write('Nothing was written: this was a dry run.\n');
+    return;
+  }
+  if (!options.yes) {
+    const answer = await context.ask(`Destroy everything on ${path}? Type "yes": `);
+    if (answer?.trim() !== 'yes') throw ringfenceError('RF_NOT_CONFIRMED', [path]);
+  }
+  try {
+    const cache = await native.format(path, options.segment);
+    const log = `${cache.segments} segments of ${formatSize(cache.segmentBytes)}`;
+    context.write(`${path} is now the cache ${cache.uuid}: ${log}.\n`);
+  } catch (error) {
+    throw ringfenceError('RF_FORMAT', [path, reasonOf(error)], error);
+  }
+}
+
+/** What was found of a cache: its description, that there is none, or why it cannot be read. */
+type Found = CacheDescription | null | { readonly unreadable: string };
+
+async function readCache(
+  path: string,
+  describe: () => Promise<CacheDescription | null>,
+): Promise<Found> {
+  try {
+    return await describe();
+  } catch (error) {
+    return { unreadable: reasonOf(error).replace(`cache device ${path}: `, '') };
+  }
+}
+
+/** Data that only this cache has is destroyed only by somebody who names the cache. */
+function refuseDirty(path: string, found: Found, discard: string | undefined): void {
+  if (found === null) return;
+  if ('unreadable' in found) {
+    if (discard === UNREADABLE) return;
+    throw ringfenceError('RF_CACHE_UNREADABLE', [path, found.unreadable]);
+  }
+  const dirty = found.exports.filter(({ dirtyBytes }) => dirtyBytes > 0n);
+  if (dirty.length === 0 || discard === found.uuid) return;
+  const what = dirty
+    .map(({ name, dirtyBytes }) => `${formatSize(dirtyBytes)} that the origin of "${name}" lacks`)
+    .join(' and ');
+  throw ringfenceError('RF_CACHE_DIRTY', [path, found.uuid, what]);
+}
+
+function deviceText(
+  device: Device,
+  model: string | null,
+  signatures: readonly Signature[],
+  found: Found,
+): string {
+  const lines = [
+    `device     ${device.path}${device.path === device.realPath ? '' : ` (${device.realPath})`}`,
+    `model      ${model ?? (device.kind === 'file' ? 'a regular file' : 'unknown')}`,
+    `size       ${formatSize(device.sizeBytes)} (${device.sizeBytes} bytes)`,
+    `signatures ${signatures.map(signatureText).join(', ') || 'none'}`,
+    `cache      ${cacheText(found)}`,
+  ];
+  return `${lines.join('\n')}\n`;
+}
+
+function signatureText({ type, label, uuid }: Signature): string {
+  const details = [label === null ? '' : `"${label}"`, uuid ?? ''].filter((text) => text !== '');
+  return details.length === 0 ? type : `${type} (${details.join(', ')})`;
+}
+
+function cacheText(found: Found): string {
+  if (found === null) return 'none';
+  if ('unreadable' in found) return `one that cannot be read: ${found.unreadable}`;
+  const names = found.exports.map(({ name }) => `"${name}"`).join(', ');
+  return `${found.uuid}, ${names === '' ? 'without exports' : `with the exports ${names}`}`;
+}

@@ -1,0 +1,193 @@
+/** `ringfence serve`: the daemon itself, in the foreground. */
+
+import type { Command } from 'commander';
+import {
+  attachCommand,
+  formatAddress,
+  nbdUri,
+  parseAddress,
+  parseTcpAddress,
+} from '../addresses.ts';
+import {
+  CONFIG_DEFAULTS,
+  CONNECTIONS_MAX_LIMIT,
+  type Config,
+  completeConfig,
+  defaultControlPath,
+  LOG_LEVELS,
+  type PartialConfig,
+  readConfigFile,
+  SPIN_US_MAX,
+} from '../config.ts';
+import { parseExport } from '../exports.ts';
+import { type Daemon, startDaemon } from '../lifecycle.ts';
+import { createLog, errorFields, type Logger } from '../log.ts';
+import { formatSize, parseSizeBytes } from '../units.ts';
+import type { Context } from './context.ts';
+import { collectedBy, oneOf, parsedBy, wholeNumber } from './options.ts';
+
+/** CPUs that Linux can number. */
+const CPU_MAX = 8191;
+
+/** Adds the verb. */
+export function addServeCommand(program: Command, context: Context): void {
+  const { reserveBytes, connectionsMax, spinUs, logLevel } = CONFIG_DEFAULTS;
+  const address = (text: string) => formatAddress(parseAddress(text));
+  const tcpAddress = (text: string) => formatAddress(parseTcpAddress(text));
+  program
+    .command('serve')
+    .description('serve exports through the cache, in the foreground')
+    .option('--cache <device>', 'the cache device')
+    .option(
+      '--export <name=origin>',
+      'an export, with ,mode=writeback|writethrough|readonly ,order=strict|relaxed ' +
+        ',dirty-max=SIZE ,wait=DURATION behind it; may be repeated',
+      collectedBy(parseExport),
+    )
+    .option(
+      '--listen <address>',
+      'unix:PATH or HOST:PORT for NBD clients; may be repeated',
+      collectedBy(address),
+    )
+    .option('--metrics <host:port>', 'serve /metrics and /healthz here', parsedBy(tcpAddress))
+    .option('--control <path>', `the control socket (default: ${defaultControlPath()})`)
+    .option(
+      '--reserve <size>',
+      `all memory of the I/O path (default: ${formatSize(reserveBytes)})`,
+      parsedBy(parseSizeBytes),
+    )
+    .option(
+      '--connections-max <number>',
+      `clients at a time; each has its window in the reserve (default: ${connectionsMax})`,
+      wholeNumber(1, CONNECTIONS_MAX_LIMIT),
+    )
+    .option(
+      '--spin-us <microseconds>',
+      `how long the ring spins before it sleeps, 0 for never (default: ${spinUs})`,
+      wholeNumber(0, SPIN_US_MAX),
+    )
+    .option('--cpu <number>', 'pin the ring thread to this CPU', wholeNumber(0, CPU_MAX))
+    .option('--accept-loss', 'go on where durable data is damaged, losing what is named')
+    .option(
+      '--log-level <level>',
+      `${LOG_LEVELS.join(', ')} (default: ${logLevel})`,
+      oneOf(LOG_LEVELS),
+    )
+    .option('--config <file>', 'a TOML file that says any of this')
+    .action(async (options: ServeOptions) => serve(await configOf(options), context));
+}
+
+interface ServeOptions {
+  readonly cache?: string;
+  readonly export?: Config['exports'];
+  readonly listen?: Config['listen'];
+  readonly metrics?: string;
+  readonly control?: string;
+  readonly reserve?: bigint;
+  readonly connectionsMax?: number;
+  readonly spinUs?: number;
+  readonly cpu?: number;
+  readonly acceptLoss?: boolean;
+  readonly logLevel?: Config['logLevel'];
+  readonly config?: string;
+}
+
+async function configOf(options: ServeOptions): Promise<Config> {
+  const { config: file, export: exports, reserve: reserveBytes, ...rest } = options;
+  const said: PartialConfig = { ...rest, exports, reserveBytes };
+  return completeConfig(file === undefined ? {} : await readConfigFile(file), said);
+}
+
+async function serve(config: Config, context: Context): Promise<void> {
+  const log = createLog(config.logLevel);
+  const native = context.native();
+  const life = watchProcess(log);
+  try {
+    const daemon = await startDaemon(config, { native, log, signal: life.signal });
+    if (daemon.state() === 'serving') {
+      context.write(servingText(config, daemon));
+      const { cacheUuid, recoveredRecords, recoveryMs } = daemon.opened;
+      const recovered = { recovered_records: Number(recoveredRecords), recovery_ms: recoveryMs };
+      log.info({ cache: cacheUuid, ...recovered }, 'serving');
+    }
+    await daemon.stopped;
+    log.info('stopped');
+  } finally {
+    life.unwatch();
+  }
+  const failure = life.failure();
+  if (failure !== null) throw failure;
+}
+
+/** Signals that end the daemon orderly; a terminal that hangs up is one of them. */
+const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
+
+/** What ends the daemon from outside its own logic. */
+interface ProcessWatch {
+  /** Aborted with the reason. */
+  readonly signal: AbortSignal;
+  /** The exception that nobody caught, if that was it. */
+  failure(): unknown;
+  /** Takes the handlers away again. */
+  unwatch(): void;
+}
+
+/**
+ * Turns signals and uncaught exceptions into one orderly stop. After an exception the state of
+ * JavaScript is unknown, but the ring's is not: attached clients finish what they asked for.
+ */
+function watchProcess(log: Logger): ProcessWatch {
+  const controller = new AbortController();
+  let failure: unknown = null;
+  const onSignal = (name: NodeJS.Signals): void => {
+    if (controller.signal.aborted) log.info({ signal: name }, 'already stopping');
+    controller.abort(name);
+  };
+  const onException = (error: unknown): void => {
+    log.fatal(errorFields(error), 'an exception that nobody caught');
+    failure ??= error;
+    controller.abort('an exception that nobody caught');
+  };
+  for (const name of SIGNALS) process.on(name, onSignal);
+  // Rejections that nobody handles arrive here too.
+  process.on('uncaughtException', onException);
+  return {
+    signal: controller.signal,
+    failure: () => failure,
+    unwatch: () => {
+      for (const name of SIGNALS) process.off(name, onSignal);
+      process.off('uncaughtException', onException);
+    },
+  };
+}
+
+/** What an operator needs to go on: where everything is, and how to attach it. */
+export function servingText(config: Config, { endpoints, opened }: Daemon): string {
+  const sizes = opened.exports.map(({ name, sizeBytes }) => `"${name}" (${formatSize(sizeBytes)})`);
+  const attach = endpoints.nbd.flatMap((address) =>
+    opened.exports.map(({ name }) => `  ${attachCommand(address, name)}`),
+  );
+  const uris = endpoints.nbd.flatMap((address) =>
+    opened.exports.map(({ name }) => `  ${nbdUri(address, name)}`),
+  );
+  const { metrics } = endpoints;
+  const lines = [
+    `ringfence serves ${sizes.join(', ')}`,
+    `through the cache ${opened.cacheUuid} on ${config.cache}`,
+    '',
+    ...endpoints.nbd.map((address) => `NBD:     ${formatAddress(address)}`),
+    `metrics: ${metrics === null ? 'off; --metrics HOST:PORT turns them on' : pageUrl(metrics)}`,
+    `control: ${endpoints.control}`,
+    '',
+    'Attach, with a free device; this survives a restart of the daemon:',
+    ...attach,
+    '',
+    'For libnbd, qemu and fio:',
+    ...uris,
+  ];
+  return `${lines.join('\n')}\n\n`;
+}
+
+function pageUrl(address: Parameters<typeof formatAddress>[0]): string {
+  return `http://${formatAddress(address)}/metrics`;
+}

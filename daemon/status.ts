@@ -1,0 +1,125 @@
+/** What `status --json` says: the shape is fixed, byte counts are integers. */
+
+import type { Snapshot } from '../metrics/counters.ts';
+import type { Config } from './config.ts';
+import type { Mode, Order } from './exports.ts';
+import type { Guard, NativeOpened } from './native.ts';
+
+/** An export and how far its origin is behind. */
+export interface ExportStatus {
+  readonly name: string;
+  readonly size_bytes: number;
+  readonly mode: Mode;
+  readonly order: Order;
+  readonly dirty_bytes: number;
+  readonly cached_bytes: number;
+  readonly origin: {
+    readonly uri: string;
+    /** `damaged`: it answers, but destaging stands still before damaged data. */
+    readonly state: 'up' | 'down' | 'damaged';
+  };
+}
+
+/** The whole status. */
+export interface Status {
+  readonly cache: {
+    readonly path: string;
+    readonly uuid: string;
+    readonly size_bytes: number;
+    readonly used_bytes: number;
+    readonly segment_bytes: number;
+    readonly segments: {
+      readonly free: number;
+      readonly used: number;
+      readonly reclaiming: number;
+    };
+    /** Whether the device failed: writes and flushes give EIO until a restart. */
+    readonly latched: boolean;
+    readonly recovered_records: number;
+    readonly recovery_ms: number;
+  };
+  readonly reserve: {
+    readonly size_bytes: number;
+    readonly used_bytes: number;
+    readonly pools: Readonly<
+      Record<
+        string,
+        { readonly size_bytes: number; readonly used_bytes: number; readonly waits: number }
+      >
+    >;
+    /** Allocations by the ring thread since it started to serve. */
+    readonly ring_allocations: number;
+  };
+  readonly guards: Readonly<
+    Record<string, { readonly up: boolean; readonly advice: string | null }>
+  >;
+  readonly exports: readonly ExportStatus[];
+}
+
+/** Puts the status together from what was configured, found at start, and counted. */
+export function buildStatus(
+  config: Pick<Config, 'cache' | 'exports'>,
+  opened: NativeOpened,
+  snapshot: Snapshot,
+): Status {
+  const segments = {
+    free: Number(snapshot.engine('segmentsFree')),
+    used: Number(snapshot.engine('segmentsUsed')),
+    reclaiming: Number(snapshot.engine('segmentsReclaiming')),
+  };
+  return {
+    cache: {
+      path: config.cache,
+      uuid: opened.cacheUuid,
+      size_bytes: Number(opened.deviceBytes),
+      used_bytes: (segments.used + segments.reclaiming) * Number(opened.segmentBytes),
+      segment_bytes: Number(opened.segmentBytes),
+      segments,
+      latched: snapshot.engine('latched') !== 0n,
+      recovered_records: Number(opened.recoveredRecords),
+      recovery_ms: opened.recoveryMs,
+    },
+    reserve: reserveStatus(snapshot),
+    guards: guardStatus(opened.guards),
+    exports: opened.exports.map((found) => {
+      const given = config.exports.find(({ name }) => name === found.name);
+      if (given === undefined) throw new Error(`an export that nobody configured: ${found.name}`);
+      return {
+        name: found.name,
+        size_bytes: Number(found.sizeBytes),
+        mode: given.mode,
+        order: given.order,
+        dirty_bytes: Number(snapshot.ofExport(found.slot, 'dirtyBytes')),
+        cached_bytes: Number(snapshot.ofExport(found.slot, 'cachedBytes')),
+        origin: { uri: given.origin, state: originState(snapshot, found.slot) },
+      };
+    }),
+  };
+}
+
+/** Guards by their measure. */
+export function guardStatus(guards: readonly Guard[]): Status['guards'] {
+  return Object.fromEntries(guards.map(({ measure, up, advice }) => [measure, { up, advice }]));
+}
+
+function reserveStatus(snapshot: Snapshot): Status['reserve'] {
+  const pools = Object.fromEntries(
+    snapshot.layout.pools.map((name) => {
+      const { sizeBytes, usedBytes, waits } = snapshot.pool(name);
+      const sizes = { size_bytes: Number(sizeBytes), used_bytes: Number(usedBytes) };
+      return [name, { ...sizes, waits: Number(waits) }];
+    }),
+  );
+  const all = Object.values(pools);
+  return {
+    size_bytes: all.reduce((sum, pool) => sum + pool.size_bytes, 0),
+    used_bytes: all.reduce((sum, pool) => sum + pool.used_bytes, 0),
+    pools,
+    ring_allocations: Number(snapshot.engine('ringAllocations')),
+  };
+}
+
+function originState(snapshot: Snapshot, slot: number): ExportStatus['origin']['state'] {
+  if (snapshot.ofExport(slot, 'originUp') === 0n) return 'down';
+  return snapshot.ofExport(slot, 'damaged') === 0n ? 'up' : 'damaged';
+}
