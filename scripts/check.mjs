@@ -1,0 +1,114 @@
+// Formatting, lints, types and the drift of the generated ones. Fast enough to run often.
+//
+//   npm run check
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import process from 'node:process';
+import { findCargo, root, run, runAsScript } from './lib/process.mjs';
+import { checkStyle } from './lib/style.mjs';
+
+const TYPES = 'crates/uring/binding.d.cts';
+const BINDING_FEATURE = ['--features', 'ringfence-uring/napi'];
+
+/**
+ * @typedef {object} Check
+ * @property {string} name
+ * @property {() => Promise<string | null>} failure what is wrong, null when all is well
+ */
+
+/**
+ * A check that is a program's success.
+ *
+ * @param {string} name
+ * @param {string} program
+ * @param {readonly string[]} parameters
+ * @returns {Check}
+ */
+function program(name, program, parameters) {
+  return {
+    name,
+    failure: async () => {
+      const result = await run(program, parameters, { quiet: true });
+      return result.status === 0 ? null : result.text;
+    },
+  };
+}
+
+/**
+ * A check with a program of the npm packages.
+ *
+ * @param {string} name
+ * @param {string} command
+ * @param {readonly string[]} parameters
+ */
+function tool(name, command, parameters) {
+  return program(name, join('node_modules', '.bin', command), parameters);
+}
+
+/**
+ * The types come out of macro expansion, and a cached build expands nothing: they are generated
+ * anew, beside the committed ones, and compared.
+ */
+async function bindingDrift() {
+  const directory = mkdtempSync(join(tmpdir(), 'ringfence-types-'));
+  try {
+    // The profile of the tests: they find the dependencies built.
+    const parameters = [
+      'build',
+      '--manifest-path',
+      'crates/uring/Cargo.toml',
+      '--features',
+      'napi',
+    ];
+    parameters.push('--package-json-path', 'package.json', '--profile', 'test', '--no-dts-cache');
+    parameters.push('--no-const-enum', '--dts', 'binding.d.cts', '--output-dir', directory);
+    const result = await run(join('node_modules', '.bin', 'napi'), parameters, { quiet: true });
+    if (result.status !== 0) return result.text;
+    const fresh = join(directory, 'binding.d.cts');
+    const same = readFileSync(fresh, 'utf8') === readFileSync(join(root, TYPES), 'utf8');
+    if (same) return null;
+    const difference = await run('diff', ['-u', TYPES, fresh], { quiet: true });
+    return `${difference.text}\n${TYPES} is not what the Rust sources say: commit the new one.`;
+  } finally {
+    rmSync(directory, { recursive: true, force: true });
+  }
+}
+
+/** @type {readonly Check[]} */
+const checks = [
+  tool('biome', 'biome', ['check', '--error-on-warnings', '.']),
+  tool('types', 'tsc', ['--project', '.', '--noEmit']),
+  tool('types of scripts', 'tsc', ['--project', 'scripts']),
+  {
+    name: 'style',
+    failure: async () => {
+      const findings = checkStyle();
+      return findings.length === 0 ? null : findings.join('\n');
+    },
+  },
+  program('rustfmt', 'cargo', ['fmt', '--all', '--check']),
+  program('clippy', 'cargo', [
+    ...['clippy', '--workspace', '--all-targets', '--locked', '--quiet', ...BINDING_FEATURE],
+    ...['--', '--deny', 'warnings'],
+  ]),
+  { name: 'binding types', failure: bindingDrift },
+];
+
+/**
+ * Runs all checks, prints a line for each and what is wrong where something is.
+ *
+ * @returns {Promise<{ passed: number, failed: number }>}
+ */
+export async function check() {
+  findCargo();
+  let passed = 0;
+  for (const { name, failure } of checks) {
+    const wrong = await failure();
+    process.stdout.write(wrong === null ? `  ok      ${name}\n` : `  FAILED  ${name}\n${wrong}\n`);
+    if (wrong === null) passed += 1;
+  }
+  return { passed, failed: checks.length - passed };
+}
+
+await runAsScript(import.meta.url, async () => ((await check()).failed === 0 ? 0 : 1));

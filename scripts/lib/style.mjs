@@ -1,0 +1,46 @@
+// The house rules that no formatter keeps: how long a file and a line may be.
+import { readFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { output, root } from './process.mjs';
+
+const FILE_LINES_MAX = 800;
+const LINE_COLUMNS_MAX = 100;
+
+/**
+ * What is wrong with a source file, one line each, beginning with `path:line`.
+ *
+ * @param {string} path named in the findings
+ * @param {string} text
+ * @returns {string[]}
+ */
+export function styleFindings(path, text) {
+  const lines = text.split('\n');
+  const findings = lines.flatMap((line, index) => {
+    // An address cannot be broken over lines.
+    if ([...line].length <= LINE_COLUMNS_MAX || line.includes('://')) return [];
+    return [`${path}:${index + 1}: longer than ${LINE_COLUMNS_MAX} columns`];
+  });
+  if (lines.length > FILE_LINES_MAX + 1) {
+    findings.push(`${path}:${lines.length - 1}: longer than ${FILE_LINES_MAX} lines`);
+  }
+  return findings;
+}
+
+/**
+ * The findings in all sources that git knows or would add.
+ *
+ * @returns {string[]}
+ */
+export function checkStyle() {
+  const listed = output('git', [
+    'ls-files',
+    '--cached',
+    '--others',
+    '--exclude-standard',
+    '--deduplicate',
+  ]);
+  const paths = (listed ?? '').split('\n');
+  return paths
+    .filter((path) => /\.(rs|ts|mjs|cjs)$/.test(path) && output('test', ['-f', path]) !== null)
+    .flatMap((path) => styleFindings(path, readFileSync(join(root, path), 'utf8')));
+}
