@@ -5,8 +5,9 @@ import { join } from 'node:path';
 import { type Background, projectRoot, run, startProcess, waitUntil } from './process.ts';
 import type { Scope } from './scope.ts';
 
-/** The command under test. */
-export const ringfenceCommand = join(projectRoot, 'bin', 'ringfence');
+/** The command under test: the tree's own, or what `RINGFENCE_COMMAND` names. */
+export const ringfenceCommand =
+  process.env.RINGFENCE_COMMAND ?? join(projectRoot, 'bin', 'ringfence');
 
 /** An export as the command line takes it. */
 export interface ExportArgument {
