@@ -1,0 +1,63 @@
+// What the test runners say, counted. A test that was skipped has not passed: it is named, and
+// counts as failed.
+
+/**
+ * @typedef {object} Results
+ * @property {number} passed
+ * @property {number} failed skipped ones included
+ * @property {string[]} skipped names
+ */
+
+/**
+ * Counts what `cargo test` printed.
+ *
+ * @param {string} text standard output
+ * @param {number} status exit status
+ * @returns {Results}
+ */
+export function cargoResults(text, status) {
+  let passed = 0;
+  let failed = 0;
+  for (const match of text.matchAll(/^test result: .*? (\d+) passed; (\d+) failed;/gm)) {
+    passed += Number(match[1]);
+    failed += Number(match[2]);
+  }
+  // `ignore` code blocks of the documentation are listed like tests; they are not.
+  const ignored = [...text.matchAll(/^test (.+?) \.\.\. ignored/gm)].map((match) => `${match[1]}`);
+  const skipped = ignored.filter((name) => !name.includes(' (line '));
+  return withStatus({ passed, failed: failed + skipped.length, skipped }, status);
+}
+
+/**
+ * Counts what ava printed with `--tap`.
+ *
+ * @param {string} text standard output
+ * @param {number} status exit status
+ * @returns {Results}
+ */
+export function tapResults(text, status) {
+  let passed = 0;
+  let failed = 0;
+  const skipped = [];
+  for (const match of text.matchAll(/^(not )?ok \d+ - (.*)$/gm)) {
+    const [, not, description = ''] = match;
+    const directive = /^(.*?) # (?:SKIP|TODO)\b/i.exec(description);
+    if (directive) skipped.push(directive[1] ?? description);
+    if (not === undefined && !directive) passed += 1;
+    else failed += 1;
+  }
+  return withStatus({ passed, failed, skipped }, status);
+}
+
+/**
+ * A runner that fails without naming a test (it does not compile, it crashed, it found none) is
+ * one failure; so is one that succeeds at nothing.
+ *
+ * @param {Results} results
+ * @param {number} status
+ * @returns {Results}
+ */
+function withStatus(results, status) {
+  const silent = results.failed === 0 && (status !== 0 || results.passed === 0);
+  return silent ? { ...results, failed: 1 } : results;
+}
