@@ -9,7 +9,8 @@ import { serveDisk } from './setting.ts';
 const PYTHON = '/usr/bin/python3';
 
 async function python(script: string, uri: string): Promise<string> {
-  return run(PYTHON, [join(projectRoot, 'test', 'interop', 'python', script), uri]);
+  // -B: no compiled copies in the source tree.
+  return run(PYTHON, ['-B', join(projectRoot, 'test', 'interop', 'python', script), uri]);
 }
 
 test.serial('requests, flags, structured replies and errors are as libnbd expects', async (t) => {

@@ -1,0 +1,77 @@
+/**
+ * Memory outside the V8 heap after a minute of full load, against after start.
+ *
+ * `RINGFENCE_MEMORY_SECONDS` sets how long the load lasts (60).
+ */
+
+import { readFileSync } from 'node:fs';
+import test from 'ava';
+import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { run } from '../support/process.ts';
+import {
+  type Daemon,
+  daemonSetup,
+  exportUri,
+  formatCache,
+  readMetric,
+  startDaemon,
+  stopDaemon,
+} from '../support/ringfence.ts';
+import { testScope } from '../support/scope.ts';
+
+const SECONDS = Number(process.env.RINGFENCE_MEMORY_SECONDS ?? 60);
+
+async function one(daemon: Daemon, name: string): Promise<number> {
+  const value = (await readMetric(daemon, name)).get('');
+  if (value === undefined) throw new Error(`no metric ${name}`);
+  return value;
+}
+
+/** Resident memory less what V8 has taken for its heap. */
+async function outsideHeapBytes(daemon: Daemon): Promise<number> {
+  const heapBytes = await one(daemon, 'ringfence_nodejs_nodejs_heap_size_total_bytes');
+  const status = readFileSync(`/proc/${daemon.background.pid}/status`, 'latin1');
+  const residentKib = Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]);
+  return residentKib * 1024 - heapBytes;
+}
+
+async function load(daemon: Daemon, seconds: number): Promise<void> {
+  await run(
+    'fio',
+    [
+      ...['--ioengine=nbd', `--uri=${exportUri(daemon.setup, 'disk')}`, '--name=full'],
+      ...['--rw=randrw', '--bsrange=4k-64k', '--iodepth=32', '--numjobs=2', '--thread=1'],
+      ...['--size=256m', '--fsync=256', '--time_based=1', `--runtime=${seconds}`],
+    ],
+    { timeoutMs: (seconds + 60) * 1000 },
+  );
+}
+
+test.serial('memory outside the V8 heap does not grow under full load', async (t) => {
+  t.timeout((SECONDS + 120) * 1000);
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const cache = await loopDevice(scope, folder, 'cache', 256 * MIB);
+  const origin = await loopDevice(scope, folder, 'origin', 256 * MIB);
+  await formatCache(cache.device);
+  const setup = await daemonSetup({
+    cache: cache.device,
+    exports: [{ name: 'disk', origin: origin.device }],
+    folder,
+  });
+  const daemon = await startDaemon(scope, setup);
+  const faultsBefore = await one(daemon, 'ringfence_ring_page_faults_total');
+  const before = await outsideHeapBytes(daemon);
+  await load(daemon, SECONDS);
+  const after = await outsideHeapBytes(daemon);
+  const faultsAfter = await one(daemon, 'ringfence_ring_page_faults_total');
+  const growth = after / before - 1;
+  t.log(
+    `outside the heap ${(before / MIB).toFixed(1)} MiB after start, ${(after / MIB).toFixed(1)} ` +
+      `MiB after ${SECONDS} s of load (${(100 * growth).toFixed(2)} %)`,
+  );
+  t.true(growth < 0.02);
+  t.is(await one(daemon, 'ringfence_ring_allocations_total'), 0);
+  t.is(faultsAfter, faultsBefore, 'page faults of the ring thread');
+  await stopDaemon(daemon);
+});

@@ -1,0 +1,78 @@
+/**
+ * A filesystem on the guest kernel's NBD client, served by the daemon on the host's loop devices:
+ * used, killed between sync and remount, and killed and restarted while mounted and written to.
+ *
+ * `RINGFENCE_GUEST_KILLS` sets how often it is killed under the mounted filesystem (3).
+ */
+
+import { join } from 'node:path';
+import test from 'ava';
+import { firstDifference } from '../support/content.ts';
+import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { projectRoot, run } from '../support/process.ts';
+import {
+  ask,
+  type Daemon,
+  daemonSetup,
+  exportUri,
+  formatCache,
+  freePort,
+  killDaemon,
+  startDaemon,
+} from '../support/ringfence.ts';
+import { testScope } from '../support/scope.ts';
+import { startGuest } from './machine.ts';
+import {
+  fillAndRemount,
+  type GuestServer,
+  killBetweenSyncAndRemount,
+  killWhileWriting,
+} from './scenarios.ts';
+
+const KILLS = Number(process.env.RINGFENCE_GUEST_KILLS ?? 3);
+const ORIGIN_BYTES = 192 * MIB;
+
+// One test, since each scenario goes on with the filesystem that the one before it left.
+test.serial(
+  'a filesystem survives use, a kill before remount, and kills while mounted',
+  async (t) => {
+    t.timeout(600_000);
+    const scope = testScope(t);
+    const folder = temporaryFolder(scope);
+    const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
+    const origin = await loopDevice(scope, folder, 'origin', ORIGIN_BYTES);
+    await formatCache(cache.device);
+    const setup = await daemonSetup(
+      { cache: cache.device, exports: [{ name: 'disk', origin: origin.device }], folder },
+      { tcpPort: await freePort() },
+    );
+    let daemon: Daemon = await startDaemon(scope, setup);
+    const server: GuestServer = {
+      port: setup.tcpPort ?? 0,
+      exportName: 'disk',
+      kill: () => killDaemon(daemon),
+      start: async () => {
+        daemon = await startDaemon(scope, setup);
+      },
+    };
+    const guest = await startGuest(scope, folder);
+    const began = performance.now();
+    const mark = (what: string): void => {
+      t.log(`${what}, ${((performance.now() - began) / 1000).toFixed(1)} s after boot`);
+    };
+
+    await fillAndRemount(guest, server);
+    mark('filled, remounted, compared, checked, detached');
+    await killBetweenSyncAndRemount(guest, server);
+    mark('killed between sync and remount, compared, checked');
+    const reattach = join(projectRoot, 'test', 'guest', 'reattach.py');
+    const files = await killWhileWriting(guest, server, KILLS, reattach);
+    mark(`killed ${KILLS} times while mounted; ${files} files written, compared, checked`);
+
+    const served = join(folder, 'served');
+    await run('nbdcopy', [exportUri(setup, 'disk'), served]);
+    await ask(daemon, 'drain');
+    t.is(firstDifference(served, origin.file, ORIGIN_BYTES), null, 'the drained origin is equal');
+    t.regex(await run('fsck.ext4', ['-f', '-n', origin.file]), /Pass 5/);
+  },
+);

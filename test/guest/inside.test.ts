@@ -1,0 +1,76 @@
+/** The daemon itself in the guest, where every guard is permitted, under the guest's own client. */
+
+import test from 'ava';
+import { MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
+import { projectRoot } from '../support/process.ts';
+import type { Status } from '../support/ringfence.ts';
+import { testScope } from '../support/scope.ts';
+import { type Guest, startGuest } from './machine.ts';
+
+/** Puts Node and the command on the guest's path; the tree is where it is on the host. */
+const PRELUDE = `
+export PATH='${process.execPath.replace(/\/[^/]*$/, '')}':$PATH
+ringfence() { node '${projectRoot}/bin/ringfence' "$@"; }
+`;
+const CONTROL = '--control /run/control.sock';
+
+async function startInside(guest: Guest): Promise<void> {
+  await guest.run(`${PRELUDE}
+    nohup node '${projectRoot}/bin/ringfence' serve --cache /dev/vda --export disk=/dev/vdb \
+      --listen unix:/run/nbd.sock --metrics 127.0.0.1:9100 ${CONTROL} --reserve 64MiB \
+      > /run/daemon.log 2>&1 &
+    echo $! > /run/daemon.pid
+    for i in $(seq 1200); do
+      [ -S /run/nbd.sock ] && nbdinfo --size 'nbd+unix:///disk?socket=/run/nbd.sock' && exit 0
+      kill -0 $(cat /run/daemon.pid) || break
+      sleep 0.1
+    done
+    cat /run/daemon.log
+    exit 1`);
+}
+
+/** The guards in `status`, whatever detail stands beside each. */
+function guardsDown(status: Status): string[] {
+  return Object.entries(status.guards)
+    .filter(([, guard]) => {
+      const up = typeof guard === 'object' && guard !== null && 'up' in guard ? guard.up : guard;
+      return up !== true;
+    })
+    .map(([measure, guard]) => `${measure}: ${JSON.stringify(guard)}`);
+}
+
+test.serial('in the guest every guard is up, and a filesystem works on the daemon', async (t) => {
+  t.timeout(600_000);
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const disks = [sparseFile(folder, 'vda', 128 * MIB), sparseFile(folder, 'vdb', 128 * MIB)];
+  const guest = await startGuest(scope, folder, disks);
+  t.is((await guest.runAnyway('exit 3')).exitCode, 3, 'a failing command shows');
+
+  // The reserve wants huge pages, which a machine must have set aside.
+  await guest.run(`echo 96 > /proc/sys/vm/nr_hugepages; grep HugePages_Free /proc/meminfo`);
+  await guest.run(`${PRELUDE} ringfence format /dev/vda --yes --segment 4MiB`);
+  await startInside(guest);
+  const status = JSON.parse(
+    await guest.run(`${PRELUDE} ringfence status --json ${CONTROL}`),
+  ) as Status;
+  t.true('io_flusher' in status.guards && 'memory_locked' in status.guards);
+  t.deepEqual(guardsDown(status), []);
+
+  await guest.run(`
+    nbd-client -unix /run/nbd.sock /dev/nbd0 -name disk
+    for i in $(seq 100); do [ "$(cat /sys/block/nbd0/size)" != 0 ] && break; sleep 0.1; done
+    mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt
+    dd if=/dev/urandom of=/mnt/large bs=1M count=24 status=none
+    sha256sum /mnt/large > /run/sums
+    umount /mnt && echo 3 > /proc/sys/vm/drop_caches
+    mount /dev/nbd0 /mnt && sha256sum --check --quiet /run/sums
+    umount /mnt && nbd-client -d /dev/nbd0`);
+  await guest.run(`${PRELUDE}
+    ringfence drain ${CONTROL}
+    kill -TERM $(cat /run/daemon.pid)
+    for i in $(seq 200); do kill -0 $(cat /run/daemon.pid) 2>/dev/null || break; sleep 0.1; done
+    ! kill -0 $(cat /run/daemon.pid) 2>/dev/null
+    mount -o ro /dev/vdb /mnt && sha256sum --check --quiet /run/sums && umount /mnt
+    fsck.ext4 -f -n /dev/vdb`);
+});
