@@ -95,7 +95,10 @@ test('what must be said is asked for by its option and its key', (t) => {
   const exports = [parseExport('a=/x')];
   const code = 'RF_CONFIG_MISSING';
   t.throws(() => completeConfig({}, {}), { code, message: /--cache DEVICE .*"cache"/ });
-  t.throws(() => completeConfig({ cache: '/c' }, {}), { code, message: /--export .*\[\[export\]\]/ });
+  t.throws(() => completeConfig({ cache: '/c' }, {}), {
+    code,
+    message: /--export .*\[\[export\]\]/,
+  });
   t.throws(() => completeConfig({ cache: '/c', exports }, {}), { code, message: /--listen/ });
 });
 

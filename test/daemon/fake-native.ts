@@ -58,8 +58,7 @@ export const PLACES = {
     PLACES.operation(LAYOUT.exportsMax, 'read') +
     (slot * LAYOUT.originOperations.length + LAYOUT.originOperations.indexOf(operation)) *
       OPERATION_LENGTH,
-  pool: (name: string) =>
-    PLACES.origin(LAYOUT.exportsMax, 'read') + LAYOUT.pools.indexOf(name) * 3,
+  pool: (name: string) => PLACES.origin(LAYOUT.exportsMax, 'read') + LAYOUT.pools.indexOf(name) * 3,
   total: () => PLACES.pool('receive') + LAYOUT.pools.length * 3,
 };
 

@@ -1,0 +1,173 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { stat, writeFile } from 'node:fs/promises';
+import { createConnection, createServer, type Socket } from 'node:net';
+import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
+import test, { type ExecutionContext } from 'ava';
+import { askDaemon } from '../../daemon/control/client.ts';
+import { REQUEST_BYTES_MAX } from '../../daemon/control/protocol.ts';
+import { type ControlHandler, startControlServer } from '../../daemon/control/server.ts';
+import { ringfenceError } from '../../daemon/errors.ts';
+import { temporaryFolder } from './temporary.ts';
+
+async function socketPath(t: ExecutionContext): Promise<string> {
+  return join(await temporaryFolder(t), 'run', 'control.sock');
+}
+
+async function serve(t: ExecutionContext, handle: ControlHandler): Promise<string> {
+  const path = await socketPath(t);
+  const server = await startControlServer(path, handle);
+  t.teardown(() => server.close());
+  return path;
+}
+
+/** Sends raw bytes and gives everything that comes back. */
+async function raw(path: string, bytes: string, end: boolean): Promise<unknown> {
+  const socket: Socket = createConnection(path);
+  socket.write(bytes);
+  if (end) socket.end();
+  return JSON.parse(await text(socket));
+}
+
+test('a request is answered with its result', async (t) => {
+  const path = await serve(t, async (request) => ({ asked: request }));
+  const request = { verb: 'drain', export: 'disk' } as const;
+  t.deepEqual(await askDaemon(path, request), { asked: request });
+});
+
+test('an error crosses the socket with its code and sentence', async (t) => {
+  const path = await serve(t, async () => {
+    throw ringfenceError('RF_EXPORT_UNKNOWN', ['x', '"disk"']);
+  });
+  await t.throwsAsync(askDaemon(path, { verb: 'flush', export: 'x' }), {
+    code: 'RF_EXPORT_UNKNOWN',
+    message: 'There is no export "x"; the daemon serves "disk".',
+  });
+});
+
+test('only the owner may connect', async (t) => {
+  const path = await serve(t, async () => null);
+  t.is((await stat(path)).mode & 0o777, 0o600);
+});
+
+test('requests that are not understood are refused in a sentence', async (t) => {
+  const path = await serve(t, async () => t.fail('nothing of this may be done'));
+  const wrong: readonly (readonly [string, RegExp])[] = [
+    ['rubbish\n', /not JSON/],
+    ['{"verb":"format"}\n', /verb/],
+    ['{"verb":"flush"}\n', /export/],
+    ['{"verb":"stop","now":true}\n', /now/],
+    ['{"verb":"stop"}', /ended before its line did/],
+    ['x'.repeat(REQUEST_BYTES_MAX + 1), /longer than/],
+  ];
+  for (const [bytes, message] of wrong) {
+    const { ok, error } = (await raw(path, bytes, true)) as {
+      ok: boolean;
+      error: { code: string; message: string };
+    };
+    t.false(ok);
+    t.is(error.code, 'RF_CONTROL_REQUEST');
+    t.regex(error.message, message);
+  }
+});
+
+test('a client that leaves before its answer disturbs nobody', async (t) => {
+  let release = (): void => undefined;
+  const gate = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  const started = new Promise<string>((resolve) => {
+    void serve(t, async ({ verb }) => {
+      if (verb === 'drain') await gate;
+      return verb;
+    }).then(resolve);
+  });
+  const path = await started;
+  const leaving = createConnection(path);
+  leaving.write('{"verb":"drain","export":null}\n');
+  await once(leaving, 'connect');
+  leaving.destroy();
+  t.is(await askDaemon(path, { verb: 'status' }), 'status');
+  release();
+  t.is(await askDaemon(path, { verb: 'status' }), 'status');
+});
+
+test('closing lets the answers that are on their way go out', async (t) => {
+  const path = await socketPath(t);
+  let release = (): void => undefined;
+  const gate = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  let asked = (): void => undefined;
+  const arrived = new Promise<void>((resolve) => {
+    asked = resolve;
+  });
+  const server = await startControlServer(path, async () => {
+    asked();
+    await gate;
+    return 'done';
+  });
+  const answer = askDaemon(path, { verb: 'stop' });
+  await arrived;
+  const closed = server.close();
+  release();
+  t.is(await answer, 'done');
+  await closed;
+  await t.throwsAsync(stat(path), { code: 'ENOENT' });
+});
+
+test('the socket of a killed daemon is replaced', async (t) => {
+  const path = join(await temporaryFolder(t), 'control.sock');
+  const script = `require('node:net').createServer().listen(process.argv[1], () => console.log())`;
+  const child = spawn(process.execPath, ['-e', script, path], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  await once(child.stdout, 'data');
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  t.true((await stat(path)).isSocket(), 'it left its socket behind');
+  const server = await startControlServer(path, async () => 'new');
+  t.teardown(() => server.close());
+  t.is(await askDaemon(path, { verb: 'status' }), 'new');
+});
+
+test('the socket of a living daemon is left alone', async (t) => {
+  const path = await serve(t, async () => 'first');
+  await t.throwsAsync(
+    startControlServer(path, async () => 'second'),
+    {
+      code: 'RF_CONTROL_BUSY',
+    },
+  );
+  t.is(await askDaemon(path, { verb: 'status' }), 'first');
+});
+
+test('a path that cannot hold a socket is refused', async (t) => {
+  const folder = await temporaryFolder(t);
+  const file = join(folder, 'file');
+  await writeFile(file, 'precious');
+  for (const path of [file, join(file, 'control.sock'), folder]) {
+    await t.throwsAsync(
+      startControlServer(path, async () => null),
+      { code: 'RF_CONTROL_LISTEN' },
+      path,
+    );
+  }
+});
+
+test('a daemon that is not there is one sentence', async (t) => {
+  const path = await socketPath(t);
+  await t.throwsAsync(askDaemon(path, { verb: 'status' }), {
+    code: 'RF_CONTROL_UNREACHABLE',
+    message: /does not exist.*ringfence serve/,
+  });
+});
+
+test('a daemon that dies before it answers is one sentence', async (t) => {
+  const path = join(await temporaryFolder(t), 'control.sock');
+  const server = createServer((socket) => socket.destroy()).listen(path);
+  t.teardown(() => server.close());
+  await once(server, 'listening');
+  await t.throwsAsync(askDaemon(path, { verb: 'status' }), { code: 'RF_CONTROL_LOST' });
+});
