@@ -136,11 +136,10 @@ test('an attached client that leaves is logged with its export', async (t) => {
   self.send(1, Buffer.concat([CLIENT_FLAGS, go('disk')]));
   self.connections.handle({ type: 'closed', connection: 1, reason: 'NBD_CMD_DISC' });
   const line = self.lines.at(-1);
-  t.deepEqual([line?.msg, line?.['export'], line?.['reason']], [
-    'client detached',
-    'disk',
-    'NBD_CMD_DISC',
-  ]);
+  t.deepEqual(
+    [line?.msg, line?.['export'], line?.['reason']],
+    ['client detached', 'disk', 'NBD_CMD_DISC'],
+  );
 });
 
 test('while the daemon stops, options are refused', async (t) => {
