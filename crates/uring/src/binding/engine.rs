@@ -9,7 +9,6 @@ use napi::bindgen_prelude::{
     AsyncTask, BigUint64ArraySlice, Either, Env, Null, Result, Uint8ArraySlice,
 };
 use napi_derive::napi;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// How long the requests in flight have when the environment ends under an open engine.
@@ -23,9 +22,6 @@ static OPEN: Mutex<Vec<Arc<Shared>>> = Mutex::new(Vec::new());
 pub struct Shared {
     /// The engine with its threads.
     pub runtime: Runtime,
-    /// Set from a ring of the bell to the next drain, so that at most one call waits in Node,
-    /// however long JavaScript stands still.
-    pub rung: Arc<AtomicBool>,
     /// Values that `counters` copies.
     counter_values: usize,
 }
@@ -41,9 +37,9 @@ impl NativeEngine {
     ///
     /// # Errors
     /// When the environment is ending already.
-    pub fn new(env: Env, runtime: Runtime, rung: Arc<AtomicBool>) -> Result<Self> {
+    pub fn new(env: Env, runtime: Runtime) -> Result<Self> {
         let counter_values = counter_layout().values;
-        let shared = Arc::new(Shared { runtime, rung, counter_values });
+        let shared = Arc::new(Shared { runtime, counter_values });
         open_engines().push(Arc::clone(&shared));
         env.add_env_cleanup_hook(Arc::clone(&shared), |shared| {
             if forget(&shared)
@@ -160,9 +156,6 @@ impl NativeEngine {
     #[napi]
     #[must_use]
     pub fn drain_events(&self) -> Vec<NativeEvent> {
-        // First open the bell again, then drain: an event that arrives in between rings once
-        // more, and is never left without a ring.
-        self.shared.rung.store(false, Ordering::SeqCst);
         let mut events = Vec::new();
         self.shared.runtime.drain_events(&mut events);
         events.into_iter().map(NativeEvent::from).collect()

@@ -62,8 +62,7 @@ impl Task for DescribeTask {
 /// `open`.
 pub struct OpenTask {
     spec: OpenSpec,
-    rung: Arc<AtomicBool>,
-    bell: Option<Bell>,
+    bell: Option<Box<dyn Fn() + Send>>,
 }
 
 impl OpenTask {
@@ -72,9 +71,28 @@ impl OpenTask {
     /// # Errors
     /// When Node refuses the threadsafe function.
     pub fn new(spec: OpenSpec, bell: &Function<'_, (), ()>) -> Result<Self> {
-        let bell = bell.build_threadsafe_function::<()>().build()?;
-        Ok(Self { spec, rung: Arc::new(AtomicBool::new(false)), bell: Some(bell) })
+        Ok(Self { spec, bell: Some(coalesced(bell)?) })
     }
+}
+
+/// A bell that rings in Node at most once at a time, however long JavaScript stands still: Node's
+/// queue would grow with every ring.
+///
+/// # Errors
+/// When Node refuses the threadsafe function.
+fn coalesced(bell: &Function<'_, (), ()>) -> Result<Box<dyn Fn() + Send>> {
+    let waiting = Arc::new(AtomicBool::new(false));
+    let answered = Arc::clone(&waiting);
+    let bell: Bell = bell.build_threadsafe_function::<()>().build_callback(move |_| {
+        // Before JavaScript drains: what arrives from here on rings again.
+        answered.store(false, Ordering::SeqCst);
+        Ok(())
+    })?;
+    Ok(Box::new(move || {
+        if !waiting.swap(true, Ordering::SeqCst) {
+            bell.call((), ThreadsafeFunctionCallMode::NonBlocking);
+        }
+    }))
 }
 
 #[napi]
@@ -84,17 +102,11 @@ impl Task for OpenTask {
 
     fn compute(&mut self) -> Result<Self::Output> {
         let bell = self.bell.take().expect("a task is computed once");
-        let rung = Arc::clone(&self.rung);
-        let ring_bell = move || {
-            if !rung.swap(true, Ordering::SeqCst) {
-                bell.call((), ThreadsafeFunctionCallMode::NonBlocking);
-            }
-        };
-        crate::open(&self.spec, Box::new(ring_bell)).map_err(sentence)
+        crate::open(&self.spec, bell).map_err(sentence)
     }
 
     fn resolve(&mut self, env: Env, output: Self::Output) -> Result<Self::JsValue> {
-        NativeEngine::new(env, output, Arc::clone(&self.rung))
+        NativeEngine::new(env, output)
     }
 }
 
