@@ -104,8 +104,11 @@ export async function check() {
   findCargo();
   let passed = 0;
   for (const { name, failure } of checks) {
+    const startMs = performance.now();
     const wrong = await failure();
-    process.stdout.write(wrong === null ? `  ok      ${name}\n` : `  FAILED  ${name}\n${wrong}\n`);
+    const seconds = ((performance.now() - startMs) / 1000).toFixed(1);
+    process.stdout.write(`  ${wrong === null ? 'ok' : 'FAILED'}: ${name}, ${seconds} s\n`);
+    if (wrong !== null) process.stdout.write(`${wrong}\n`);
     if (wrong === null) passed += 1;
   }
   return { passed, failed: checks.length - passed };
