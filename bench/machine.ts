@@ -1,0 +1,80 @@
+/** The machine under the benchmark: what it is, and who else is using it. */
+
+import { readdirSync, readFileSync } from 'node:fs';
+import { cpus, release, totalmem } from 'node:os';
+import { run } from '../test/support/process.ts';
+
+/** Where client and servers run. */
+export type Placement = 'pinned' | 'unpinned';
+
+/** CPUs as `taskset` takes them. */
+export interface Cpus {
+  readonly client: string;
+  readonly server: string;
+}
+
+/** One CPU for the client, another for the servers; or all for both. */
+export function cpusOf(placement: Placement): Cpus {
+  const all = `0-${cpus().length - 1}`;
+  return placement === 'pinned' ? { client: '0', server: '1' } : { client: all, server: all };
+}
+
+/** CPU time of a process, its threads and its ended threads, in clock ticks of 10 ms. */
+function processTicks(pid: number): { readonly ticks: number; readonly parent: number } | null {
+  let text: string;
+  try {
+    text = readFileSync(`/proc/${pid}/stat`, 'latin1');
+  } catch {
+    // It ended since the list was made.
+    return null;
+  }
+  const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
+  return { ticks: Number(fields[11]) + Number(fields[12]), parent: Number(fields[1]) };
+}
+
+/** CPU time used so far by everyone, by process, and time that the hypervisor took away. */
+export interface LoadSample {
+  readonly ticks: ReadonlyMap<number, number>;
+  readonly stolenTicks: number;
+}
+
+/** The kernel's own threads work for whoever does I/O: they are the children of kthreadd (2). */
+const KTHREADD = 2;
+
+/** Samples the CPU time of all processes but the kernel's own threads. */
+export function sampleLoad(): LoadSample {
+  const ticks = new Map<number, number>();
+  for (const name of readdirSync('/proc')) {
+    if (!/^\d+$/.test(name)) continue;
+    const pid = Number(name);
+    const found = pid === KTHREADD ? null : processTicks(pid);
+    if (found !== null && found.parent !== KTHREADD) ticks.set(pid, found.ticks);
+  }
+  const total = readFileSync('/proc/stat', 'latin1').split('\n')[0]?.trim().split(/\s+/) ?? [];
+  return { ticks, stolenTicks: Number(total[8]) };
+}
+
+/** CPU time that others used between two samples, in seconds; `ours` are the processes measured. */
+export function foreignSeconds(
+  before: LoadSample,
+  after: LoadSample,
+  ours: ReadonlySet<number>,
+): number {
+  let ticks = after.stolenTicks - before.stolenTicks;
+  for (const [pid, now] of after.ticks) {
+    if (!ours.has(pid)) ticks += now - (before.ticks.get(pid) ?? 0);
+  }
+  return ticks / 100;
+}
+
+/** What the report says about the machine, one fact per line. */
+export async function describeMachine(): Promise<string[]> {
+  const version = async (command: string, flag = '--version'): Promise<string> =>
+    (await run(command, [flag])).split('\n')[0]?.trim() ?? command;
+  return [
+    `${cpus().length} × ${cpus()[0]?.model.trim()}, ${Math.round(totalmem() / (1 << 30))} GiB`,
+    `Linux ${release().split('-')[0]}, Node ${process.versions.node}`,
+    `${await version('fio')}, ${await version('nbdkit')}, ${await version('qemu-nbd')}`,
+    'loop devices with direct I/O over preallocated files on the same disk',
+  ];
+}

@@ -1,0 +1,115 @@
+/** One round: one fio job on one server, with the server's CPU time and who else was busy. */
+
+import { startProcess } from '../test/support/process.ts';
+import { createScope } from '../test/support/scope.ts';
+import type { Job } from './jobs.ts';
+import { type Cpus, foreignSeconds, sampleLoad } from './machine.ts';
+import type { Server } from './servers.ts';
+
+/** What a round showed. */
+export interface Round {
+  /** Requests of data per second; flushes are not counted. */
+  readonly perSecond: number;
+  readonly bytesPerSecond: number;
+  /** The server's CPU time per request of data in microseconds; null for the bare device. */
+  readonly serverCpuUs: number | null;
+  /** Latency of half and of 99 in 100 requests, in microseconds. */
+  readonly medianUs: number;
+  readonly p99Us: number;
+  /** Share of one CPU that others used meanwhile. */
+  readonly foreignShare: number;
+  /** Share of the bytes read that the cache had; null where there is no cache or no read. */
+  readonly hitShare: number | null;
+}
+
+interface FioSide {
+  readonly total_ios: number;
+  readonly io_bytes: number;
+  readonly runtime: number;
+  readonly clat_ns: { readonly percentile?: Readonly<Record<string, number>> };
+}
+
+interface FioJob {
+  readonly error: number;
+  readonly read: FioSide;
+  readonly write: FioSide;
+}
+
+function fioArguments(job: Job, server: Server, seconds: number, seed: number): string[] {
+  return [
+    ...['--output-format=json', `--name=${job.name}`, ...server.fioTarget],
+    ...[`--rw=${job.pattern}`, `--bs=${job.blockBytes}`, `--iodepth=${job.depth}`],
+    ...[`--size=${job.areaBytes}`, '--time_based=1', `--runtime=${seconds}`],
+    ...['--norandommap=1', '--randrepeat=0', `--randseed=${seed}`, '--thread=1'],
+    ...(job.flushEvery > 0 ? [`--fsync=${job.flushEvery}`] : []),
+  ];
+}
+
+/** Runs fio; returns its only job and the CPU time of others meanwhile. */
+async function runFio(
+  args: readonly string[],
+  cpus: Cpus,
+  serverPid: number | null,
+): Promise<{ readonly job: FioJob; readonly foreignS: number; readonly serverCpuS: number }> {
+  const scope = createScope();
+  try {
+    const before = sampleLoad();
+    const fio = startProcess(scope, 'fio', args, { cpus: cpus.client });
+    const ended = await fio.wait();
+    const after = sampleLoad();
+    const output = fio.output();
+    if (ended.exitCode !== 0) throw new Error(`fio ${args.join(' ')}:\n${output}`);
+    const parsed = JSON.parse(output.slice(output.indexOf('{'), output.lastIndexOf('}') + 1));
+    const job = (parsed as { jobs: readonly FioJob[] }).jobs[0];
+    if (job === undefined || job.error !== 0) throw new Error(`fio failed:\n${output}`);
+    const ours = new Set([process.pid, fio.pid, ...(serverPid === null ? [] : [serverPid])]);
+    const ticks = (sample: typeof before): number =>
+      serverPid === null ? 0 : (sample.ticks.get(serverPid) ?? Number.NaN);
+    return {
+      job,
+      foreignS: foreignSeconds(before, after, ours),
+      serverCpuS: (ticks(after) - ticks(before)) / 100,
+    };
+  } finally {
+    await scope.close();
+  }
+}
+
+/** Measures one round. */
+export async function measureRound(
+  job: Job,
+  server: Server,
+  cpus: Cpus,
+  seconds: number,
+  seed: number,
+): Promise<Round> {
+  const hitsBefore = await server.readHits();
+  const result = await runFio(fioArguments(job, server, seconds, seed), cpus, server.pid);
+  const hitsAfter = await server.readHits();
+  const reads = job.pattern === 'randread' || job.pattern === 'read';
+  const side = reads ? result.job.read : result.job.write;
+  const readBytes = (hitsAfter?.totalBytes ?? 0) - (hitsBefore?.totalBytes ?? 0);
+  const hitBytes = (hitsAfter?.hitBytes ?? 0) - (hitsBefore?.hitBytes ?? 0);
+  const percentile = side.clat_ns.percentile ?? {};
+  return {
+    perSecond: side.total_ios / (side.runtime / 1000),
+    bytesPerSecond: side.io_bytes / (side.runtime / 1000),
+    serverCpuUs: server.pid === null ? null : (result.serverCpuS * 1e6) / side.total_ios,
+    medianUs: (percentile['50.000000'] ?? Number.NaN) / 1000,
+    p99Us: (percentile['99.000000'] ?? Number.NaN) / 1000,
+    foreignShare: result.foreignS / (side.runtime / 1000),
+    hitShare: reads && readBytes > 0 ? hitBytes / readBytes : null,
+  };
+}
+
+/** Lays the data that a job wants to find. */
+export async function prepare(job: Job, server: Server, cpus: Cpus): Promise<void> {
+  if (job.preparation === 'none') return;
+  const once = (pattern: 'write' | 'read'): string[] => [
+    ...['--output-format=json', '--name=prepare', ...server.fioTarget, `--rw=${pattern}`],
+    ...['--bs=128k', '--iodepth=8', `--size=${job.areaBytes}`, '--thread=1'],
+  ];
+  await runFio(once('write'), cpus, server.pid);
+  if (job.preparation === 'warm') await runFio(once('read'), cpus, server.pid);
+  await server.settle();
+}

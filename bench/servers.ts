@@ -1,0 +1,215 @@
+/** The servers that are compared, each on a device of its own and of the same kind. */
+
+import { join } from 'node:path';
+import { attachLoop, type LoopDevice, loopDevice, MIB } from '../test/support/loop.ts';
+import { type Background, run, startProcess, waitUntil } from '../test/support/process.ts';
+import {
+  ask,
+  type Daemon,
+  daemonSetup,
+  exportUri,
+  formatCache,
+  greets,
+  readMetric,
+  startDaemon,
+} from '../test/support/ringfence.ts';
+import type { Scope } from '../test/support/scope.ts';
+import { EXPORT_BYTES, RESERVE, type ServerName } from './jobs.ts';
+import type { Cpus } from './machine.ts';
+
+/** A server, ready to be measured. */
+export interface Server {
+  readonly name: ServerName;
+  /** fio's arguments that choose engine and place. */
+  readonly fioTarget: readonly string[];
+  /** The process whose CPU time counts; null for the bare device. */
+  readonly pid: number | null;
+  /** Brings everything written so far to rest, so that nothing of it disturbs the next round. */
+  settle(): Promise<void>;
+  /** Bytes of reads answered from the cache and in all, so far; null where there is no cache. */
+  readHits(): Promise<{ readonly hitBytes: number; readonly totalBytes: number } | null>;
+}
+
+const noCache = async (): Promise<null> => null;
+
+/** A device whose file is fully written, so that no round pays for allocating it. */
+export async function writtenDevice(
+  scope: Scope,
+  folder: string,
+  name: string,
+  sizeBytes: number,
+): Promise<LoopDevice> {
+  const file = join(folder, name);
+  const count = `count=${sizeBytes / MIB}`;
+  const dd = ['if=/dev/zero', `of=${file}`, 'bs=1M', count, 'oflag=direct', 'status=none'];
+  await run('dd', dd, { timeoutMs: 600_000 });
+  return attachLoop(scope, file);
+}
+
+function nbdTarget(uri: string): string[] {
+  return ['--ioengine=nbd', `--uri=${uri}`];
+}
+
+/** Starts a peer on a Unix socket. */
+async function startPeer(
+  scope: Scope,
+  path: string,
+  cpus: Cpus,
+  command: string,
+  args: readonly string[],
+): Promise<Background> {
+  const background = startProcess(scope, command, args, { cpus: cpus.server });
+  await waitUntil(
+    () => {
+      if (background.ended() !== null) throw new Error(`${command}: ${background.output()}`);
+      return greets(path);
+    },
+    () => `${command} does not serve: ${background.output()}`,
+  );
+  return background;
+}
+
+async function startNbdkit(
+  scope: Scope,
+  folder: string,
+  cpus: Cpus,
+  plugin: 'null' | 'memory' | 'file',
+  device: string | null,
+): Promise<Server> {
+  const path = join(folder, `nbdkit-${plugin}.sock`);
+  const what = device === null ? String(EXPORT_BYTES) : device;
+  const { pid } = await startPeer(scope, path, cpus, 'nbdkit', [
+    ...['--foreground', '--unix', path, plugin, what],
+  ]);
+  return {
+    name: `nbdkit ${plugin}`,
+    fioTarget: nbdTarget(`nbd+unix:///?socket=${path}`),
+    pid,
+    settle: async () => {
+      // Its writes may still be in the page cache, on their way to the disk.
+      if (device !== null) await run('blockdev', ['--flushbufs', device]);
+    },
+    readHits: noCache,
+  };
+}
+
+async function startQemuNbd(
+  scope: Scope,
+  folder: string,
+  cpus: Cpus,
+  device: string,
+): Promise<Server> {
+  const path = join(folder, 'qemu-nbd.sock');
+  const { pid } = await startPeer(scope, path, cpus, 'qemu-nbd', [
+    ...['--persistent', '--shared=8', '--cache=none', '--aio=io_uring', '--format=raw'],
+    ...[`--socket=${path}`, device],
+  ]);
+  return {
+    name: 'qemu-nbd',
+    fioTarget: nbdTarget(`nbd+unix:///?socket=${path}`),
+    pid,
+    settle: async () => undefined,
+    readHits: noCache,
+  };
+}
+
+function sum(values: Iterable<number>): number {
+  return [...values].reduce((total, value) => total + value, 0);
+}
+
+async function readHits(daemon: Daemon) {
+  const samples = [...(await readMetric(daemon, 'ringfence_cache_read_bytes_total'))];
+  const hits = samples.filter(([labels]) => labels.includes('result="hit"'));
+  return {
+    hitBytes: sum(hits.map(([, value]) => value)),
+    totalBytes: sum(samples.map(([, value]) => value)),
+  };
+}
+
+/** Formats `cache` and starts ringfence in front of `origin`. */
+export async function startRingfence(
+  scope: Scope,
+  folder: string,
+  cpus: Cpus,
+  cache: LoopDevice,
+  origin: LoopDevice,
+): Promise<Server> {
+  await formatCache(cache.device, '16MiB');
+  const exports = [{ name: 'disk', origin: origin.device }];
+  const setup = await daemonSetup(
+    { cache: cache.device, exports, folder },
+    { reserve: RESERVE, cpus: cpus.server },
+  );
+  const daemon = await startDaemon(scope, setup);
+  return {
+    name: 'ringfence',
+    fioTarget: nbdTarget(exportUri(setup, 'disk')),
+    pid: daemon.background.pid,
+    settle: async () => {
+      await ask(daemon, 'drain');
+    },
+    readHits: () => readHits(daemon),
+  };
+}
+
+/** The devices that all placements share. */
+export interface Devices {
+  readonly cache: LoopDevice;
+  readonly origin: LoopDevice;
+  readonly nbdkit: LoopDevice;
+  readonly qemu: LoopDevice;
+  readonly bare: LoopDevice;
+}
+
+/** Makes the devices. */
+export async function makeDevices(
+  scope: Scope,
+  folder: string,
+  cacheBytes: number,
+): Promise<Devices> {
+  const device = (name: string): Promise<LoopDevice> =>
+    writtenDevice(scope, folder, name, EXPORT_BYTES);
+  return {
+    cache: await writtenDevice(scope, folder, 'cache', cacheBytes),
+    origin: await device('origin'),
+    nbdkit: await device('nbdkit'),
+    qemu: await device('qemu'),
+    bare: await device('bare'),
+  };
+}
+
+/** Starts all servers. */
+export async function startServers(
+  scope: Scope,
+  folder: string,
+  cpus: Cpus,
+  devices: Devices,
+): Promise<Server[]> {
+  const bare: Server = {
+    name: 'bare device',
+    fioTarget: ['--ioengine=io_uring', '--direct=1', `--filename=${devices.bare.device}`],
+    pid: null,
+    settle: async () => undefined,
+    readHits: noCache,
+  };
+  return [
+    await startRingfence(scope, folder, cpus, devices.cache, devices.origin),
+    await startNbdkit(scope, folder, cpus, 'null', null),
+    await startNbdkit(scope, folder, cpus, 'memory', null),
+    await startNbdkit(scope, folder, cpus, 'file', devices.nbdkit.device),
+    await startQemuNbd(scope, folder, cpus, devices.qemu.device),
+    bare,
+  ];
+}
+
+/** A small cache over a sparse file, for the sustained job. */
+export async function startSustained(
+  scope: Scope,
+  folder: string,
+  cpus: Cpus,
+  cacheBytes: number,
+  origin: LoopDevice,
+): Promise<Server> {
+  const cache = await loopDevice(scope, folder, 'small-cache', cacheBytes);
+  return startRingfence(scope, folder, cpus, cache, origin);
+}
