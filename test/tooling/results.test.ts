@@ -45,12 +45,17 @@ not ok 2 - nbd › b
 ok 3 - nbd › c # SKIP
 not ok 4 - nbd › d # TODO
 ok 5 - nbd › e # 3 is no directive
+1..5
 `;
   const skipped = ['nbd › c', 'nbd › d'];
   t.deepEqual(tapResults(text, 1), { passed: 2, failed: 3, skipped });
 });
 
 test('ava: a crash without a failed test, and a run without any test, are one failure', (t) => {
-  t.deepEqual(tapResults('ok 1 - a\n', 1), { passed: 1, failed: 1, skipped: [] });
-  t.deepEqual(tapResults('TAP version 13\n', 0), { passed: 0, failed: 1, skipped: [] });
+  t.deepEqual(tapResults('ok 1 - a\n1..1\n', 1), { passed: 1, failed: 1, skipped: [] });
+  t.deepEqual(tapResults('TAP version 13\n1..0\n', 0), { passed: 0, failed: 1, skipped: [] });
+});
+
+test('ava: a run that breaks off is a failure of its own', (t) => {
+  t.deepEqual(tapResults('ok 1 - a\nnot ok 2 - b\n', 1), { passed: 1, failed: 2, skipped: [] });
 });
