@@ -10,6 +10,9 @@ export type Address =
 /** The kernel's limit for the path of a Unix socket, without its final zero byte. */
 const UNIX_PATH_BYTES_MAX = 107;
 
+/** See {@link attachCommand}: twice the default of an export's `wait`. */
+const ATTACH_TIMEOUT_SECONDS = 60;
+
 /**
  * Parses `unix:PATH` or `HOST:PORT`; an IPv6 host stands in brackets.
  *
@@ -56,18 +59,20 @@ export function nbdUri(address: Address, exportName: string): string {
 }
 
 /**
- * The command that attaches an export and survives a restart of the daemon.
+ * The command that attaches an export and, with nbd-client 3.27 or later, survives a restart of
+ * the daemon: `-persist` hands the kernel a new connection, over netlink. Older ones take the same
+ * command and attach, but leave; `docs/operations.md` says what to do with these.
  *
- * `-persist` reconnects only with the ioctl interface: through netlink nbd-client 3.24 hands the
- * socket to the kernel and leaves. `-timeout` makes the kernel keep the requests that were in
- * flight when the connection broke and send them again, instead of failing them.
+ * Only with `-timeout` does the kernel keep requests that were in flight when the connection broke
+ * and send them again. It also ends a connection that does not answer for so long, so it is well
+ * above what a write may wait for room in the cache.
  */
 export function attachCommand(address: Address, exportName: string): string {
   const place =
     address.kind === 'unix'
       ? `-unix ${shellQuoted(address.path)}`
       : `${shellQuoted(reachableHost(address.host))} ${address.port}`;
-  const options = `-name ${shellQuoted(exportName)} -persist -nonetlink -timeout 60`;
+  const options = `-name ${shellQuoted(exportName)} -persist -timeout ${ATTACH_TIMEOUT_SECONDS}`;
   return `nbd-client ${place} /dev/nbd0 ${options}`;
 }
 

@@ -134,6 +134,7 @@ export const ERRORS = {
     (counter: string) =>
       `The native part of ringfence does not count "${counter}": run "npm run build" again.`,
   ),
+  RF_UNSUITABLE: refused((advice: string) => `The daemon cannot run here: ${advice}`),
   RF_OPEN: refused((reason: string) => `The cache cannot be served: ${reason}.`),
   RF_LISTEN: failed((reason: string) => `Clients cannot be served: ${reason}.`),
   RF_METRICS_LISTEN: failed(

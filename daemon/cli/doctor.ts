@@ -5,7 +5,7 @@ import { release } from 'node:os';
 import { delimiter, join } from 'node:path';
 import type { Command } from 'commander';
 import { deviceModel, deviceSignatures, findDevice, refuseDeviceInUse } from '../devices.ts';
-import { EXIT_FAILED, reasonOf, toRingfenceError } from '../errors.ts';
+import { reasonOf, ringfenceError, toRingfenceError } from '../errors.ts';
 import type { Native } from '../native.ts';
 import { formatSize } from '../units.ts';
 import type { Context } from './context.ts';
@@ -40,7 +40,7 @@ export function addDoctorCommand(program: Command, context: Context): void {
       context.write(`${lines.join('\n')}\n`);
       const uring = guards.find(({ measure }) => measure === 'io_uring');
       // Without the rest the daemon runs less safely; without io_uring it does not run.
-      if (uring?.up === false) process.exitCode = EXIT_FAILED;
+      if (uring?.up === false) throw ringfenceError('RF_UNSUITABLE', [uring.advice ?? '']);
     });
 }
 

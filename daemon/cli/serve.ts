@@ -179,7 +179,7 @@ export function servingText(config: Config, { endpoints, opened }: Daemon): stri
     `metrics: ${metrics === null ? 'off; --metrics HOST:PORT turns them on' : pageUrl(metrics)}`,
     `control: ${endpoints.control}`,
     '',
-    'Attach, with a free device; this survives a restart of the daemon:',
+    'Attach, with a free device; nbd-client 3.27 or later reconnects after a restart:',
     ...attach,
     '',
     'For libnbd, qemu and fio:',

@@ -1,0 +1,420 @@
+import { spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { truncate, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import type { Context } from '../../daemon/cli/context.ts';
+import { buildProgram, main } from '../../daemon/cli/main.ts';
+import { FILE_KEYS } from '../../daemon/config.ts';
+import { startControlServer } from '../../daemon/control/server.ts';
+import type { Status } from '../../daemon/status.ts';
+import { createFakeNative, DESCRIPTION, type FakeNative } from './fake-native.ts';
+import { temporaryFolder } from './temporary.ts';
+
+interface Command {
+  readonly native: FakeNative;
+  /** What the operator says when asked; null: nobody is there. */
+  answer: string | null;
+  readonly questions: string[];
+  output: string;
+  errors: string;
+  /** Resolves when something is written. */
+  written: Promise<void>;
+  run(...words: readonly string[]): Promise<number>;
+}
+
+function command(): Command {
+  let wake = (): void => undefined;
+  const self: Command = {
+    native: createFakeNative(),
+    answer: null,
+    questions: [],
+    output: '',
+    errors: '',
+    written: new Promise((resolve) => {
+      wake = resolve;
+    }),
+    run: (...words) => main(['node', 'ringfence', ...words], context),
+  };
+  const context: Context = {
+    write: (text) => {
+      self.output += text;
+      wake();
+    },
+    writeError: (text) => {
+      self.errors += text;
+    },
+    ask: async (question) => {
+      self.questions.push(question);
+      return self.answer;
+    },
+    native: () => self.native,
+  };
+  return self;
+}
+
+/** A file that can stand for a device. */
+async function deviceFile(t: ExecutionContext, name = 'device'): Promise<string> {
+  const path = join(await temporaryFolder(t), name);
+  await writeFile(path, '');
+  await truncate(path, 64 << 20);
+  return path;
+}
+
+function formatted({ native }: Command): boolean {
+  return native.calls.some(([name]) => name === 'format');
+}
+
+/** A failure is one line, says its code, and has an exit code of its kind. */
+function assertRefused(t: ExecutionContext, self: Command, exit: number, message: RegExp): void {
+  t.true(exit === 1 || exit === 2, `exit code ${exit}`);
+  t.regex(self.errors, message);
+  t.is(self.errors.trim().split('\n').length, 1, self.errors);
+}
+
+test('help is help, and nothing at all is a mistake', async (t) => {
+  const help = command();
+  t.is(await help.run('--help'), 0);
+  for (const verb of ['format', 'serve', 'status', 'flush', 'drain', 'stop', 'doctor']) {
+    t.regex(help.output, new RegExp(`^  ${verb}\\b`, 'm'));
+  }
+  t.is(await command().run('--version'), 0);
+  t.is(await command().run(), 2);
+});
+
+test('what is not understood is a sentence and exit code 2', async (t) => {
+  const wrong: readonly (readonly [readonly string[], RegExp])[] = [
+    [['fromat', '/dev/x'], /unknown command 'fromat'/],
+    [['format'], /missing required argument 'device'/],
+    [['format', '/dev/x', '--force'], /unknown option '--force'/],
+    [['format', '/dev/x', '--segment', '1MB'], /--segment.*"1MB" is not a size/],
+    [['serve', '--export', 'disk'], /--export.*names no origin/],
+    [['serve', '--listen', '10809'], /--listen.*not an address/],
+    [['serve', '--metrics', 'unix:/x'], /--metrics.*not an address/],
+    [['serve', '--reserve', 'much'], /--reserve.*not a size/],
+    [['serve', '--connections-max', '0'], /--connections-max.*from 1 to/],
+    [['serve', '--spin-us', '1e3'], /--spin-us.*from 0 to/],
+    [['serve', '--log-level', 'loud'], /--log-level.*one of trace/],
+    [['serve', '--config', '/does/not/exist.toml'], /does not exist\. \[RF_CONFIG_UNREADABLE\]/],
+    [['serve'], /No cache device was given.* \[RF_CONFIG_MISSING\]/],
+  ];
+  for (const [words, message] of wrong) {
+    const self = command();
+    t.is(await self.run(...words), 2, words.join(' '));
+    t.regex(self.errors, message);
+    t.regex(self.errors, /^ringfence: /);
+    t.deepEqual(self.native.calls, []);
+  }
+});
+
+test('everything that serve understands can stand in the file', (t) => {
+  const serve = buildProgram({ ...silent, native: createFakeNative }).commands.find(
+    (verb) => verb.name() === 'serve',
+  );
+  const options = (serve?.options ?? []).map(({ long }) => long?.slice(2).replaceAll('-', '_'));
+  t.deepEqual(options.filter((name) => name !== 'config').sort(), [...FILE_KEYS.top].sort());
+});
+
+const silent = { write: () => undefined, writeError: () => undefined, ask: async () => null };
+
+test('format shows what is there, asks, and formats after "yes"', async (t) => {
+  const path = await deviceFile(t);
+  const self = command();
+  self.native.description = null;
+  self.answer = 'yes';
+  t.is(await self.run('format', path, '--segment', '4MiB'), 0, self.errors);
+  t.is(self.questions.length, 1);
+  t.regex(self.output, /^size +64 MiB \(67108864 bytes\)$/m);
+  t.regex(self.output, /^signatures none$/m);
+  t.deepEqual(self.native.calls.at(-1), ['format', path, 4n << 20n]);
+  t.true(self.output.includes(DESCRIPTION.uuid));
+});
+
+test('format shows the signatures that it would destroy', async (t) => {
+  const path = await deviceFile(t);
+  // The magic of a swap area lies at the end of its first page.
+  const page = Buffer.alloc(4096);
+  page.write('SWAPSPACE2', 4086, 'latin1');
+  page.writeUInt32LE(1, 1024);
+  page.writeUInt32LE(1000, 1028);
+  await writeFile(path, page, { flag: 'r+' });
+  const self = command();
+  self.native.description = null;
+  t.is(await self.run('format', path, '--dry-run'), 0, self.errors);
+  t.regex(self.output, /^signatures swap/m);
+  t.false(formatted(self));
+});
+
+test('format leaves the device alone unless it is told "yes"', async (t) => {
+  const path = await deviceFile(t);
+  for (const answer of [null, '', 'y', 'no']) {
+    const self = command();
+    self.answer = answer;
+    const exit = await self.run('format', path);
+    assertRefused(t, self, exit, /was left as it is/);
+    t.false(formatted(self));
+  }
+});
+
+test('format does not ask with --yes, and writes nothing with --dry-run', async (t) => {
+  const path = await deviceFile(t);
+  const yes = command();
+  t.is(await yes.run('format', path, '--yes'), 0);
+  t.deepEqual(yes.questions, []);
+  t.true(formatted(yes));
+  const dry = command();
+  t.is(await dry.run('format', path, '--yes', '--dry-run'), 0);
+  t.regex(dry.output, /Nothing was written/);
+  t.false(formatted(dry));
+});
+
+test('format keeps dirty data unless the right cache is named', async (t) => {
+  const path = await deviceFile(t);
+  const exports = [
+    { name: 'clean', sizeBytes: 1n, originIdentity: 'x', dirtyBytes: 0n },
+    { name: 'disk', sizeBytes: 1n, originIdentity: 'x', dirtyBytes: 8192n },
+  ];
+  const other = 'ffffffff-ffff-ffff-ffff-ffffffffffff';
+  for (const words of [[], ['--discard-dirty', other], ['--discard-dirty', 'unreadable']]) {
+    const self = command();
+    self.native.description = { ...DESCRIPTION, exports };
+    const exit = await self.run('format', path, '--yes', ...words);
+    assertRefused(
+      t,
+      self,
+      exit,
+      /8 KiB that the origin of "disk" lacks.*--discard-dirty 01234567-/,
+    );
+    t.false(formatted(self));
+  }
+  const named = command();
+  named.native.description = { ...DESCRIPTION, exports };
+  t.is(await named.run('format', path, '--yes', '--discard-dirty', DESCRIPTION.uuid), 0);
+  t.true(formatted(named));
+});
+
+test('format keeps a cache that it cannot read unless told that it may go', async (t) => {
+  const path = await deviceFile(t);
+  const self = command();
+  self.native.failures.set('describe', new Error('formatted by a newer version'));
+  const exit = await self.run('format', path, '--yes');
+  assertRefused(t, self, exit, /formatted by a newer version.*--discard-dirty unreadable/);
+  t.false(formatted(self));
+  self.native.failures.set('describe', new Error('formatted by a newer version'));
+  t.is(await self.run('format', path, '--yes', '--discard-dirty', 'unreadable'), 0);
+  t.true(formatted(self));
+});
+
+test('format refuses what is no device and says what the engine refuses', async (t) => {
+  const folder = await temporaryFolder(t);
+  for (const [path, message] of [
+    [join(folder, 'missing'), /does not exist.*RF_DEVICE_MISSING/],
+    [folder, /is a directory.*RF_DEVICE_KIND/],
+  ] as const) {
+    const self = command();
+    assertRefused(t, self, await self.run('format', path, '--yes'), message);
+    t.deepEqual(self.native.calls, []);
+  }
+  const small = command();
+  small.native.failures.set('format', new Error('the device is too small.'));
+  const exit = await small.run('format', await deviceFile(t), '--yes');
+  assertRefused(t, small, exit, /was not formatted: the device is too small\. \[RF_FORMAT\]/);
+});
+
+test('serve runs until a signal comes, and exits with 0', async (t) => {
+  const cache = await deviceFile(t, 'cache');
+  const origin = await deviceFile(t, 'origin');
+  const folder = await temporaryFolder(t);
+  const self = command();
+  const socket = `unix:${folder}/nbd.sock`;
+  const control = join(folder, 'control.sock');
+  const exit = self.run(
+    ...['serve', '--cache', cache, '--export', `disk=${origin}`, '--listen', socket],
+    ...['--control', control, '--metrics', '127.0.0.1:0', '--log-level', 'fatal'],
+  );
+  await self.written;
+  t.regex(self.output, new RegExp(`^NBD: +${socket}$`, 'm'));
+  t.regex(self.output, /^metrics: http:\/\/127\.0\.0\.1:[1-9]\d*\/metrics$/m);
+  t.true(self.output.includes(`control: ${control}`));
+  const attach = `nbd-client -unix ${folder}/nbd.sock /dev/nbd0 -name disk`;
+  t.true(self.output.includes(attach), self.output);
+
+  const status = command();
+  t.is(await status.run('status', '--control', control), 0);
+  t.regex(status.output, /^disk +1 GiB +writeback +strict/m);
+
+  process.emit('SIGTERM', 'SIGTERM');
+  t.is(await exit, 0, self.errors);
+  t.true(self.native.calls.some(([name]) => name === 'shutdown'));
+  t.is(process.listenerCount('SIGTERM'), 0, 'the handlers are gone with the daemon');
+});
+
+test('serve reads its file', async (t) => {
+  const cache = await deviceFile(t, 'cache');
+  const origin = await deviceFile(t, 'origin');
+  const folder = await temporaryFolder(t);
+  const control = join(folder, 'control.sock');
+  const file = join(folder, 'ringfence.toml');
+  const lines = [`cache = "${cache}"`, 'listen = "127.0.0.1:0"', `control = "${control}"`];
+  const tables = ['[[export]]', 'name = "disk"', `origin = "${origin}"`, 'mode = "readonly"'];
+  await writeFile(file, [...lines, 'log_level = "fatal"', ...tables].join('\n'));
+  const self = command();
+  const exit = self.run('serve', '--config', file);
+  await self.written;
+  t.is(self.native.opened()?.exports[0]?.mode, 'readonly');
+  const stop = command();
+  t.is(await stop.run('stop', '--control', control, '--json'), 0, stop.errors);
+  t.deepEqual(JSON.parse(stop.output), { stopped: true });
+  t.is(await exit, 0);
+});
+
+test('serve says in a sentence why it does not start', async (t) => {
+  const origin = await deviceFile(t, 'origin');
+  const cache = await deviceFile(t, 'cache');
+  const control = join(await temporaryFolder(t), 'control.sock');
+  const rest = ['--listen', '127.0.0.1:0', '--control', control, '--log-level', 'fatal'];
+  const missing = command();
+  const words = ['serve', '--cache', `${cache}-x`, '--export', `disk=${origin}`, ...rest];
+  assertRefused(t, missing, await missing.run(...words), /cache device .*-x does not exist/);
+  const newer = command();
+  newer.native.failures.set('open', new Error('cache device x: newer format'));
+  const good = ['serve', '--cache', cache, '--export', `disk=${origin}`, ...rest];
+  t.is(await newer.run(...good), 2);
+  t.regex(newer.errors, /^ringfence: The cache cannot be served: cache device x: newer format\. /);
+  t.is(newer.output, '');
+});
+
+const STATUS: Status = {
+  cache: {
+    path: '/dev/x',
+    uuid: DESCRIPTION.uuid,
+    size_bytes: 1 << 30,
+    used_bytes: 1 << 29,
+    segment_bytes: 1 << 24,
+    segments: { free: 30, used: 32, reclaiming: 0 },
+    latched: true,
+    recovered_records: 0,
+    recovery_ms: 0,
+  },
+  reserve: { size_bytes: 4096, used_bytes: 0, pools: {}, ring_allocations: 0 },
+  guards: { io_flusher: { up: false, advice: 'Give it a capability.' } },
+  exports: [],
+};
+
+test('status is JSON for programs and a table for people', async (t) => {
+  const control = join(await temporaryFolder(t), 'control.sock');
+  const server = await startControlServer(control, async () => STATUS);
+  t.teardown(() => server.close());
+  const json = command();
+  t.is(await json.run('status', '--json', '--control', control), 0);
+  t.deepEqual(JSON.parse(json.output), STATUS);
+  const people = command();
+  t.is(await people.run('status', '--control', control), 0);
+  t.regex(people.output, /512 MiB of 1 GiB in use/);
+  t.regex(people.output, /io_flusher +down +Give it a capability\./);
+  t.regex(people.output, /The cache device failed/);
+});
+
+test('flush and drain name their export', async (t) => {
+  const control = join(await temporaryFolder(t), 'control.sock');
+  const asked: unknown[] = [];
+  const server = await startControlServer(control, async (request) => {
+    asked.push(request);
+    return null;
+  });
+  t.teardown(() => server.close());
+  const self = command();
+  t.is(await self.run('flush', '--control', control), 0);
+  t.is(await self.run('drain', 'disk', '--control', control), 0);
+  t.deepEqual(asked, [
+    { verb: 'flush', export: null },
+    { verb: 'drain', export: 'disk' },
+  ]);
+  t.regex(self.output, /The origin of "disk" has everything/);
+});
+
+test('without a daemon every verb that needs one says so', async (t) => {
+  const control = join(await temporaryFolder(t), 'control.sock');
+  for (const verb of ['status', 'flush', 'drain', 'stop']) {
+    const self = command();
+    const exit = await self.run(verb, '--control', control);
+    assertRefused(t, self, exit, /No daemon answers on the control socket/);
+    t.is(exit, 1, verb);
+  }
+});
+
+test('doctor shows each protection with its advice, and what is on a device', async (t) => {
+  const self = command();
+  self.native.guards = [
+    { measure: 'io_uring', up: true, advice: null },
+    { measure: 'memory_locked', up: false, advice: 'Set LimitMEMLOCK=infinity.' },
+  ];
+  self.native.description = {
+    ...DESCRIPTION,
+    exports: [{ name: 'disk', sizeBytes: 1n << 30n, originIdentity: 'y', dirtyBytes: 8192n }],
+  };
+  t.is(await self.run('doctor', '--cache', await deviceFile(t)), 0);
+  t.regex(self.output, /^ +memory_locked +down +Set LimitMEMLOCK=infinity\.$/m);
+  t.regex(self.output, /^ +io_uring +up$/m);
+  t.true(self.output.includes(DESCRIPTION.uuid));
+  t.regex(self.output, /export "disk" +1 GiB, 8 KiB dirty, origin y/);
+});
+
+test('doctor fails where the daemon could not run at all', async (t) => {
+  const self = command();
+  self.native.guards = [{ measure: 'io_uring', up: false, advice: 'Set io_uring_disabled to 0.' }];
+  const exit = await self.run('doctor');
+  assertRefused(t, self, exit, /cannot run here: Set io_uring_disabled to 0\. \[RF_UNSUITABLE\]/);
+  t.regex(self.output, /^ +io_uring +down/m);
+});
+
+test('an error that nobody foresaw is still a sentence', async (t) => {
+  const self = command();
+  self.native.failures.set('describe', new Error('x'));
+  const context = { ...silent, native: () => JSON.parse('') };
+  let errors = '';
+  const exit = await main(['node', 'ringfence', 'doctor'], {
+    ...context,
+    writeError: (text) => {
+      errors += text;
+    },
+  });
+  t.is(exit, 1);
+  t.regex(errors, /^ringfence: Something went wrong that should not: .* \[RF_INTERNAL\]\n/);
+});
+
+test('an uncaught exception stops the daemon orderly, with exit code 1', async (t) => {
+  const cache = await deviceFile(t, 'cache');
+  const origin = await deviceFile(t, 'origin');
+  const control = join(await temporaryFolder(t), 'control.sock');
+  const script = `
+    import { main } from '${new URL('../../daemon/cli/main.js', import.meta.url).href}';
+    import { createFakeNative } from '${new URL('./fake-native.js', import.meta.url).href}';
+    const native = createFakeNative();
+    const write = (text) => {
+      process.stdout.write(text);
+      if (text.includes('Attach')) setImmediate(() => { throw new Error('planted'); });
+    };
+    const context = { write, writeError: write, native: () => native, ask: async () => null };
+    const words = process.argv.slice(1);
+    process.exitCode = await main(['node', 'ringfence', ...words], context);
+    write(native.calls.some(([name]) => name === 'shutdown') ? 'shut down' : 'not shut down');
+  `;
+  const words = ['serve', '--cache', cache, '--export', `disk=${origin}`, '--control', control];
+  const child = spawn(
+    process.execPath,
+    ['--input-type=module', '-e', script, '--', ...words, '--listen', '127.0.0.1:0'],
+    { stdio: ['ignore', 'pipe', 'pipe'] },
+  );
+  let output = '';
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.on('data', (bytes: Buffer) => {
+      output += bytes.toString();
+    });
+  }
+  const [exit] = await once(child, 'close');
+  t.is(exit, 1, output);
+  t.regex(output, /shut down$/);
+  t.notRegex(output, /not shut down/);
+  t.regex(output, /planted/);
+});

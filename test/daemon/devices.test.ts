@@ -1,0 +1,109 @@
+import { constants } from 'node:fs';
+import { open, stat } from 'node:fs/promises';
+import { join } from 'node:path';
+import test from 'ava';
+import {
+  deviceNumber,
+  findDevice,
+  parseMountinfo,
+  parseWipefs,
+  refuseDeviceInUse,
+} from '../../daemon/devices.ts';
+import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
+import { run } from '../support/process.ts';
+import { testScope } from '../support/scope.ts';
+
+test('device numbers as glibc packs them', (t) => {
+  t.is(deviceNumber(0x0801n), '8:1');
+  t.is(deviceNumber(0x10301n), '259:1');
+  t.is(deviceNumber(0x100801n), '8:257');
+});
+
+test('mounts are read with their escapes', (t) => {
+  const text = [
+    '22 1 254:0 / / rw,relatime shared:1 - ext4 /dev/vda rw',
+    '40 22 7:3 / /mnt/a\\040b rw - xfs /dev/loop3 rw,attr2',
+    '',
+  ].join('\n');
+  t.deepEqual(parseMountinfo(text), [
+    { number: '254:0', mountPoint: '/', source: '/dev/vda' },
+    { number: '7:3', mountPoint: '/mnt/a b', source: '/dev/loop3' },
+  ]);
+});
+
+test('the output of wipefs is read, also when there is none', (t) => {
+  t.deepEqual(parseWipefs(''), []);
+  const output = JSON.stringify({
+    signatures: [{ device: 'loop0', offset: '0x438', type: 'ext4', uuid: 'u', label: null }],
+  });
+  t.deepEqual(parseWipefs(output), [{ type: 'ext4', label: null, uuid: 'u' }]);
+});
+
+test('a loop device is a block device with its number and size', async (t) => {
+  const scope = testScope(t);
+  const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 8 * MIB);
+  const found = await findDevice(device, 'device');
+  t.is(found.kind, 'block');
+  t.is(found.sizeBytes, BigInt(8 * MIB));
+  t.is(found.number, (await run('lsblk', ['-dno', 'MAJ:MIN', device])).trim());
+  const { rdev } = await stat(device, { bigint: true });
+  t.is(deviceNumber(rdev), found.number ?? '');
+  await t.notThrowsAsync(refuseDeviceInUse(found, 'device'));
+});
+
+test('a mounted device is refused, by its mount point', async (t) => {
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const { device } = await loopDevice(scope, folder, 'image', 8 * MIB);
+  await run('mkfs.ext4', ['-q', device]);
+  const mountPoint = join(folder, 'a mount');
+  await run('mkdir', [mountPoint]);
+  await run('mount', [device, mountPoint]);
+  scope.defer(() => run('umount', [mountPoint]));
+  await t.throwsAsync(refuseDeviceInUse(await findDevice(device, 'device'), 'origin'), {
+    code: 'RF_DEVICE_MOUNTED',
+    message: `The origin ${device} is in use: it is mounted on ${mountPoint}; unmount it first, or give another device.`,
+  });
+});
+
+test('a device that is swapped to is refused', async (t) => {
+  const scope = testScope(t);
+  const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 8 * MIB);
+  await run('mkswap', [device]);
+  await run('swapon', [device]);
+  scope.defer(() => run('swapoff', [device]));
+  await t.throwsAsync(refuseDeviceInUse(await findDevice(device, 'device'), 'device'), {
+    code: 'RF_DEVICE_MOUNTED',
+    message: new RegExp(`${device} is swapped to`),
+  });
+});
+
+test('a file behind a loop device is refused', async (t) => {
+  const scope = testScope(t);
+  const { device, file } = await loopDevice(scope, temporaryFolder(scope), 'image', 8 * MIB);
+  await t.throwsAsync(refuseDeviceInUse(await findDevice(file, 'device'), 'device'), {
+    code: 'RF_DEVICE_HELD',
+    message: new RegExp(`held open by the loop device ${device}`),
+  });
+});
+
+test('a device that a program holds exclusively is refused', async (t) => {
+  const scope = testScope(t);
+  const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 8 * MIB);
+  const holder = await open(device, constants.O_RDWR | constants.O_EXCL);
+  const found = await findDevice(device, 'device');
+  await t.throwsAsync(refuseDeviceInUse(found, 'device'), { code: 'RF_DEVICE_HELD' });
+  await holder.close();
+  await t.notThrowsAsync(refuseDeviceInUse(found, 'device'));
+});
+
+test('two names of one device are one device', async (t) => {
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const file = sparseFile(folder, 'file', MIB);
+  const other = sparseFile(folder, 'other', MIB);
+  await run('ln', [file, join(folder, 'hard')]);
+  const identity = async (path: string) => (await findDevice(path, 'origin')).identity;
+  t.is(await identity(join(folder, 'hard')), await identity(file));
+  t.not(await identity(other), await identity(file));
+});
