@@ -53,17 +53,12 @@ function tool(name, command, parameters) {
 async function bindingDrift() {
   const directory = mkdtempSync(join(tmpdir(), 'ringfence-types-'));
   try {
-    // The profile of the tests: they find the dependencies built.
-    const parameters = [
-      'build',
-      '--manifest-path',
-      'crates/uring/Cargo.toml',
-      '--features',
-      'napi',
-    ];
-    parameters.push('--package-json-path', 'package.json', '--profile', 'test', '--no-dts-cache');
-    parameters.push('--no-const-enum', '--dts', 'binding.d.cts', '--output-dir', directory);
-    const result = await run(join('node_modules', '.bin', 'napi'), parameters, { quiet: true });
+    const parameters = ['build', '--manifest-path', 'crates/uring/Cargo.toml'];
+    parameters.push('--features', 'napi', '--package-json-path', 'package.json');
+    parameters.push('--no-dts-cache', '--no-const-enum');
+    parameters.push('--dts', 'binding.d.cts', '--output-dir', directory);
+    const napi = join('node_modules', '.bin', 'napi');
+    const result = await run(napi, parameters, { quiet: true });
     if (result.status !== 0) return result.text;
     const fresh = join(directory, 'binding.d.cts');
     const same = readFileSync(fresh, 'utf8') === readFileSync(join(root, TYPES), 'utf8');
