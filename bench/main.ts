@@ -1,6 +1,6 @@
 /** `npm run bench`: ringfence beside its peers, in one run. */
 
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { Command, InvalidArgumentError } from 'commander';
 import { projectRoot } from '../test/support/process.ts';
@@ -120,8 +120,10 @@ async function runSustained(folder: string, devices: Devices): Promise<Results['
 }
 
 async function benchmark(scope: Scope, options: Options): Promise<Results> {
-  mkdirSync(options.folder, { recursive: true });
-  const folder = mkdtempSync(join(options.folder, 'run-'));
+  const folder = join(options.folder, 'devices');
+  // A run that was killed could not take its files away.
+  rmSync(folder, { recursive: true, force: true });
+  mkdirSync(folder, { recursive: true });
   scope.defer(() => rmSync(folder, { recursive: true, force: true }));
   say('writing the devices');
   const devices = await makeDevices(scope, folder, CACHE_BYTES);
@@ -189,6 +191,10 @@ function parseOptions(argv: readonly string[]): Options {
 
 const options = parseOptions(process.argv);
 const scope = createScope();
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  // The kernel ends the servers and detaches their devices with us; the files are ours to remove.
+  process.once(signal, () => void scope.close().finally(() => process.exit(130)));
+}
 try {
   const results = await benchmark(scope, options);
   const generated = renderResults(results);

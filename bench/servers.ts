@@ -86,8 +86,9 @@ async function startNbdkit(
     fioTarget: nbdTarget(`nbd+unix:///?socket=${path}`),
     pid,
     settle: async () => {
-      // Its writes may still be in the page cache, on their way to the disk.
-      if (device !== null) await run('blockdev', ['--flushbufs', device]);
+      // Its writes may still be in the page cache, on their way to the disk. They stay in the
+      // cache: it is this server's equal of a reserve.
+      if (device !== null) await run('sync', [device]);
     },
     readHits: noCache,
   };

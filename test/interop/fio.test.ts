@@ -22,6 +22,8 @@ async function fio(uri: string, args: readonly string[]): Promise<readonly FioJo
     ...['--output-format=json', '--ioengine=nbd', `--uri=${uri}`, '--name=verified'],
     ...[`--numjobs=${JOBS}`, `--size=${AREA_BYTES}`, `--offset_increment=${AREA_BYTES}`],
     ...['--iodepth=16', '--verify=crc32c', '--verify_fatal=1', '--thread=1', ...args],
+    // It would leave its state in the working directory.
+    '--verify_state_save=0',
   ]);
   return (JSON.parse(output.slice(output.indexOf('{'))) as { jobs: readonly FioJob[] }).jobs;
 }

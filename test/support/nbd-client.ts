@@ -46,6 +46,10 @@ export interface NbdConnection {
   disconnect(): Promise<void>;
   /** Closes without a word. */
   destroy(): void;
+  /** Sends bytes that are no whole request; nothing waits for an answer to them. */
+  sendRaw(bytes: Uint8Array): void;
+  /** Stops reading what the server sends. */
+  stall(): void;
 }
 
 /** Where to connect: a Unix socket's path or a TCP port of this machine. */
@@ -186,7 +190,8 @@ async function receiveReplies(reader: ExactReader, pending: Map<number, Pending>
   }
 }
 
-function requestHeader(
+/** A request's 28 bytes. */
+export function requestHeader(
   command: number,
   flags: number,
   cookie: number,
@@ -268,6 +273,12 @@ export async function connectNbd(address: NbdAddress, name: string): Promise<Nbd
     },
     destroy: () => {
       socket.destroy();
+    },
+    sendRaw: (bytes) => {
+      socket.write(bytes);
+    },
+    stall: () => {
+      socket.pause();
     },
   };
 }
