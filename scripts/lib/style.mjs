@@ -1,5 +1,5 @@
 // The house rules that no formatter keeps: how long a file and a line may be.
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { output, root } from './process.mjs';
 
@@ -39,8 +39,9 @@ export function checkStyle() {
     '--exclude-standard',
     '--deduplicate',
   ]);
-  const paths = (listed ?? '').split('\n');
-  return paths
-    .filter((path) => /\.(rs|ts|mjs|cjs)$/.test(path) && output('test', ['-f', path]) !== null)
+  if (listed === null) return ['git is missing, or this is no clone: the sources cannot be listed'];
+  return listed
+    .split('\n')
+    .filter((path) => /\.(rs|ts|mjs|cjs)$/.test(path) && existsSync(join(root, path)))
     .flatMap((path) => styleFindings(path, readFileSync(join(root, path), 'utf8')));
 }
