@@ -167,7 +167,7 @@ test('however long JavaScript stands still, the bell waits once', async (t) => {
   for (let left = 5; left > 0; left -= 1) await next('accepted');
 });
 
-test('an action ends with its token, and one for an export that is not there is refused', async (t) => {
+test('an action ends with its token; one for an export that is not there throws', async (t) => {
   const { engine, next } = await session(t);
   engine.control(7, 'flush', null);
   t.deepEqual(await next('controlDone'), { type: 'controlDone', token: 7, error: null });
