@@ -1,1 +1,33 @@
-//! ringfence-sim
+//! The simulator: the production engine, unchanged, in a world on a seed.
+//!
+//! A world has a simulated cache device, simulated origins, clients and time, and things that
+//! fail. Everything in it is drawn from one seed: the same seed gives the same digest. A checker
+//! sees what clients see and what origins are told to write, and judges both by the promises of
+//! the design; `docs/reliability.md` says which, and what is not simulated.
+//!
+//! | module | duty |
+//! |---|---|
+//! | [`scenario`] | what kind of world a seed stands for |
+//! | [`world`] | lives of the engine, crashes, restarts |
+//! | `life`, `io`, `request` | the loop around the engine: time, I/Os, requests |
+//! | [`device`], [`origin`] | what shows, and what a power cut leaves |
+//! | [`client`], [`content`] | what is asked for, and data that names itself |
+//! | [`checker`] | the promises |
+//! | [`run`] | one world or many |
+
+pub mod checker;
+pub mod client;
+pub mod content;
+pub mod core;
+pub mod device;
+mod io;
+mod life;
+mod memory;
+pub mod origin;
+pub mod random;
+mod request;
+pub mod run;
+pub mod scenario;
+pub mod trace;
+pub mod violation;
+pub mod world;

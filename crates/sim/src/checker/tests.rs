@@ -1,0 +1,257 @@
+//! The checker itself: each kind of violation, planted, is found; what is allowed is not.
+
+use super::{Checker, OriginLedger};
+use crate::content::{GARBAGE, Value, ZEROES};
+use crate::violation::Kind;
+
+/// One export of eight units that starts as write 1.
+fn checker() -> Checker {
+    Checker::new(&[(8, false)])
+}
+
+impl Checker {
+    fn write(&mut self, first_unit: usize, units: usize) -> u32 {
+        let id = self.submit_write(0, first_unit, units, false, false);
+        self.answer_write(id);
+        id
+    }
+
+    fn flush(&mut self) {
+        let submitted = self.submit_flush();
+        self.answer_flush(Some(0), submitted);
+    }
+
+    fn read(&mut self, first_unit: usize, values: &[Value]) -> Option<Kind> {
+        let token = self.submit_read();
+        self.answer_read(token, 0, first_unit, values).err().map(|violation| violation.kind)
+    }
+
+    fn recovered(&mut self, values: [Value; 8]) -> Option<Kind> {
+        self.crash();
+        match self.check_recovered(&vec![values.to_vec()]) {
+            Ok(resolution) => {
+                self.resolve(&resolution);
+                None
+            }
+            Err(violation) => Some(violation.kind),
+        }
+    }
+}
+
+#[test]
+fn a_read_shows_the_last_answered_write() {
+    let mut checker = checker();
+    assert_eq!(checker.read(0, &[1; 8]), None);
+    let second = checker.write(2, 2);
+    assert_eq!(checker.read(0, &[1, 1, second, second, 1, 1, 1, 1]), None);
+    assert_eq!(checker.read(2, &[1]), Some(Kind::Stale));
+}
+
+#[test]
+fn a_read_may_show_a_write_in_flight_but_then_it_stays() {
+    let mut checker = checker();
+    let second = checker.submit_write(0, 0, 1, false, false);
+    assert_eq!(checker.read(0, &[1]), None);
+    assert_eq!(checker.read(0, &[second]), None);
+    assert_eq!(checker.read(0, &[1]), Some(Kind::Stale));
+}
+
+#[test]
+fn concurrent_writes_have_one_order_for_all_readers() {
+    let mut checker = checker();
+    let second = checker.submit_write(0, 0, 2, false, false);
+    let third = checker.submit_write(0, 0, 2, false, false);
+    checker.answer_write(second);
+    checker.answer_write(third);
+    assert_eq!(checker.read(0, &[second]), None, "either order is possible");
+    assert_eq!(checker.read(1, &[third]), Some(Kind::Stale), "but the second came last");
+}
+
+#[test]
+fn a_read_shows_all_of_a_write_or_nothing() {
+    let mut checker = checker();
+    let second = checker.submit_write(0, 2, 3, false, false);
+    assert_eq!(checker.read(1, &[1, second, second, 1]), Some(Kind::Torn));
+    let third = checker.submit_write(0, 2, 3, false, false);
+    assert_eq!(checker.read(2, &[second, third]), Some(Kind::Torn));
+}
+
+#[test]
+fn zeroes_are_writes_like_any_other() {
+    let mut checker = checker();
+    assert_eq!(checker.read(0, &[ZEROES]), Some(Kind::Stale));
+    let trim = checker.submit_write(0, 0, 4, true, false);
+    assert_eq!(checker.read(0, &[ZEROES, ZEROES]), None);
+    assert_eq!(checker.read(0, &[ZEROES, 1]), Some(Kind::Stale));
+    checker.answer_write(trim);
+    let second = checker.write(1, 1);
+    assert_eq!(checker.read(0, &[ZEROES, second]), None);
+    assert_eq!(checker.read(1, &[ZEROES]), Some(Kind::Stale));
+}
+
+#[test]
+fn garbage_and_foreign_data_are_found() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    assert_eq!(checker.read(3, &[GARBAGE]), Some(Kind::Garbage));
+    assert_eq!(checker.read(3, &[77]), Some(Kind::Garbage));
+    assert_eq!(checker.read(3, &[second]), Some(Kind::Stale), "it never wrote there");
+}
+
+#[test]
+fn what_was_flushed_survives_and_the_rest_may() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    checker.flush();
+    let third = checker.write(0, 1);
+    assert_eq!(checker.clone().recovered([third, 1, 1, 1, 1, 1, 1, 1]), None);
+    assert_eq!(checker.clone().recovered([second, 1, 1, 1, 1, 1, 1, 1]), None);
+    assert_eq!(checker.clone().recovered([1; 8]), Some(Kind::Lost));
+    let mut after = checker.clone();
+    assert_eq!(after.recovered([second, 1, 1, 1, 1, 1, 1, 1]), None);
+    assert_eq!(after.read(0, &[third]), Some(Kind::Stale), "lost is lost");
+}
+
+#[test]
+fn a_flush_covers_what_was_answered_before_it_was_sent() {
+    let mut checker = checker();
+    let second = checker.submit_write(0, 0, 1, false, false);
+    let submitted = checker.submit_flush();
+    checker.answer_write(second);
+    checker.answer_flush(Some(0), submitted);
+    assert_eq!(checker.recovered([1; 8]), None);
+}
+
+#[test]
+fn a_fua_write_survives() {
+    let mut checker = checker();
+    let second = checker.submit_write(0, 0, 1, false, true);
+    assert_eq!(checker.clone().recovered([1; 8]), None);
+    checker.answer_write(second);
+    assert_eq!(checker.recovered([1; 8]), Some(Kind::Lost));
+}
+
+#[test]
+fn what_a_restart_has_shown_survives_the_next_crash() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    assert_eq!(checker.recovered([second, 1, 1, 1, 1, 1, 1, 1]), None);
+    assert_eq!(checker.recovered([1; 8]), Some(Kind::Lost));
+}
+
+#[test]
+fn one_read_after_a_restart_decides_for_the_next_crash() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    checker.crash();
+    assert_eq!(checker.read(0, &[second]), None);
+    assert_eq!(checker.recovered([1; 8]), Some(Kind::Lost));
+}
+
+#[test]
+fn a_write_of_the_new_life_decides_nothing_about_the_old_one() {
+    let mut checker = checker();
+    checker.write(0, 1);
+    checker.crash();
+    let third = checker.write(0, 1);
+    assert_eq!(checker.read(0, &[third]), None);
+    assert_eq!(checker.recovered([1; 8]), None);
+}
+
+#[test]
+fn survivors_are_a_prefix_and_whole() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    let third = checker.write(4, 2);
+    let both = [second, 1, 1, 1, third, third, 1, 1];
+    assert_eq!(checker.clone().recovered(both), None);
+    assert_eq!(checker.clone().recovered([1, 1, 1, 1, third, third, 1, 1]), Some(Kind::LogOrder));
+    assert_eq!(checker.clone().recovered([second, 1, 1, 1, third, 1, 1, 1]), Some(Kind::Torn));
+}
+
+/// An origin that shows these values, all of them durable.
+fn origin_write(
+    checker: &Checker,
+    ledger: &mut OriginLedger,
+    possible: &[Vec<Value>; 8],
+    unit: usize,
+    value: Value,
+) -> Option<Kind> {
+    let possible = |unit: usize| possible[unit].clone().into_iter();
+    let checked = checker.check_origin_write(ledger, unit, &[value], possible);
+    checked.err().map(|violation| violation.kind)
+}
+
+#[test]
+fn an_origin_gets_an_epoch_only_after_the_one_before_it() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    checker.flush();
+    let third = checker.write(1, 1);
+    let mut possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![1]);
+    let mut ledger = OriginLedger::new(0, 8, true);
+    let found = origin_write(&checker, &mut ledger.clone(), &possible, 1, third);
+    assert_eq!(found, Some(Kind::OriginIllegal), "the first epoch is missing");
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 0, second), None);
+    possible[0].push(second);
+    let found = origin_write(&checker, &mut ledger.clone(), &possible, 1, third);
+    assert_eq!(found, Some(Kind::OriginIllegal), "it is not flushed");
+    possible[0] = vec![second];
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 1, third), None);
+    let found = origin_write(&checker, &mut ledger, &possible, 0, 1);
+    assert_eq!(found, Some(Kind::OriginIllegal), "an older epoch again");
+}
+
+#[test]
+fn within_an_epoch_any_order_is_legal_and_relaxed_knows_no_epochs() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    let third = checker.write(1, 1);
+    let possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![1]);
+    let mut ledger = OriginLedger::new(0, 8, true);
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 1, third), None);
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 0, second), None);
+    checker.flush();
+    let fourth = checker.write(2, 1);
+    let mut relaxed = OriginLedger::new(0, 8, false);
+    assert_eq!(origin_write(&checker, &mut relaxed, &possible, 2, fourth), None);
+}
+
+#[test]
+fn an_origin_never_gets_foreign_or_lost_data() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    let possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![1]);
+    let mut ledger = OriginLedger::new(0, 8, true);
+    let mut give =
+        |checker: &Checker, unit, value| origin_write(checker, &mut ledger, &possible, unit, value);
+    assert_eq!(give(&checker, 0, GARBAGE), Some(Kind::Garbage));
+    assert_eq!(give(&checker, 0, ZEROES), Some(Kind::Garbage));
+    assert_eq!(give(&checker, 3, second), Some(Kind::OriginAhead));
+    assert_eq!(checker.recovered([1; 8]), None);
+    assert_eq!(give(&checker, 0, second), Some(Kind::OriginAhead));
+}
+
+#[test]
+fn a_drain_leaves_nothing_older_anywhere() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    let before = checker.submit_flush();
+    let possible = |values: [Value; 2]| {
+        move |unit: usize| if unit == 0 { values.into_iter() } else { [1, 1].into_iter() }
+    };
+    let caught_up = |values| checker.check_origin_caught_up(0, before, possible(values)).is_ok();
+    assert!(caught_up([second, second]));
+    assert!(!caught_up([second, 1]), "a power cut could still take it");
+    assert!(!caught_up([1, 1]));
+}
+
+#[test]
+fn many_writes_of_one_unit_do_not_pile_up() {
+    let mut checker = checker();
+    for _ in 0..1000 {
+        checker.write(0, 1);
+        checker.flush();
+    }
+    assert!(checker.exports[0].candidates[0].len() <= 16);
+}

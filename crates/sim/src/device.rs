@@ -1,0 +1,365 @@
+//! The simulated cache device: what it shows, what would survive a power cut, and what it was
+//! told to write in between.
+//!
+//! Pages are shared between the images and with clones of the device, so that a crash can be
+//! tried on a clone without copying the device.
+
+use crate::random::Random;
+use ringfence_cache::units::BLOCK_BYTES;
+use ringfence_cache::{ReadPiece, Storage, StorageError};
+use std::rc::Rc;
+
+/// The smallest piece that survives a power cut as a whole.
+pub const SECTOR_BYTES: usize = 512;
+const SECTORS_PER_PAGE: usize = BLOCK_BYTES / SECTOR_BYTES;
+
+type Page = [u8; BLOCK_BYTES];
+
+/// Names a write until it has been flushed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct WriteSerial(u64);
+
+/// How many writes had completed when a flush was submitted: those it covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlushCover(u64);
+
+/// The content of the device as one party sees it. Pages never written read as zeroes.
+#[derive(Clone, Debug)]
+struct Image {
+    pages: Vec<Option<Rc<Page>>>,
+}
+
+impl Image {
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        for (chunk, index) in into.chunks_exact_mut(BLOCK_BYTES).zip(page_index(offset)..) {
+            match &self.pages[index] {
+                Some(page) => chunk.copy_from_slice(&page[..]),
+                None => chunk.fill(0),
+            }
+        }
+    }
+
+    fn page_mut(&mut self, index: usize) -> &mut Page {
+        Rc::make_mut(self.pages[index].get_or_insert_with(|| Rc::new([0; BLOCK_BYTES])))
+    }
+
+    fn write(&mut self, write: &PendingWrite) {
+        for (page, index) in write.pages.iter().zip(page_index(write.offset)..) {
+            self.pages[index] = Some(page.clone());
+        }
+    }
+
+    fn write_sector(&mut self, write: &PendingWrite, sector: usize) {
+        let from = &write.pages[sector / SECTORS_PER_PAGE];
+        let start = sector % SECTORS_PER_PAGE * SECTOR_BYTES;
+        let index = page_index(write.offset) + sector / SECTORS_PER_PAGE;
+        self.page_mut(index)[start..start + SECTOR_BYTES]
+            .copy_from_slice(&from[start..start + SECTOR_BYTES]);
+    }
+}
+
+fn page_index(offset: u64) -> usize {
+    assert!(offset.is_multiple_of(BLOCK_BYTES as u64), "unaligned device offset {offset}");
+    usize::try_from(offset).expect("a small device") / BLOCK_BYTES
+}
+
+/// A write that a power cut may still undo.
+#[derive(Clone, Debug)]
+struct PendingWrite {
+    serial: WriteSerial,
+    offset: u64,
+    pages: Vec<Rc<Page>>,
+    /// Its place in the order of completions; `None` while in flight.
+    completion: Option<u64>,
+}
+
+impl PendingWrite {
+    fn sectors(&self) -> usize {
+        self.pages.len() * SECTORS_PER_PAGE
+    }
+}
+
+/// A block device with a volatile write cache.
+#[derive(Clone, Debug)]
+pub struct SimDevice {
+    durable: Image,
+    live: Image,
+    pending: Vec<PendingWrite>,
+    serials: u64,
+    completions: u64,
+}
+
+impl SimDevice {
+    /// A device that reads as zeroes.
+    #[must_use]
+    pub fn new(size_bytes: u64) -> Self {
+        let image = Image { pages: vec![None; page_index(size_bytes)] };
+        let live = image.clone();
+        Self { durable: image, live, pending: Vec::new(), serials: 0, completions: 0 }
+    }
+
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        (self.live.pages.len() * BLOCK_BYTES) as u64
+    }
+
+    /// Fills `into` with what the device shows at `offset`.
+    pub fn read(&self, offset: u64, into: &mut [u8]) {
+        self.live.read(offset, into);
+    }
+
+    /// Takes a write. It shows once it has completed; from now on it may survive a power cut.
+    pub fn submit_write(&mut self, offset: u64, bytes: &[u8]) -> WriteSerial {
+        let (pages, rest) = bytes.as_chunks::<BLOCK_BYTES>();
+        assert!(rest.is_empty(), "unaligned device write of {} bytes", bytes.len());
+        assert!(page_index(offset) + pages.len() <= self.live.pages.len(), "a write past the end");
+        self.serials += 1;
+        let serial = WriteSerial(self.serials);
+        let pages = pages.iter().map(|page| Rc::new(*page)).collect();
+        self.pending.push(PendingWrite { serial, offset, pages, completion: None });
+        serial
+    }
+
+    /// Whether a write in flight still equals the memory it was submitted from.
+    #[must_use]
+    pub fn in_flight_equals(&self, serial: WriteSerial, bytes: &[u8]) -> bool {
+        let write = self.pending.iter().rfind(|write| write.serial == serial);
+        write.is_some_and(|write| {
+            let (pages, _) = bytes.as_chunks::<BLOCK_BYTES>();
+            pages.iter().zip(&write.pages).all(|(now, then)| *now == **then)
+        })
+    }
+
+    /// A write has ended well.
+    pub fn complete_write(&mut self, serial: WriteSerial) {
+        let at = self.position(serial);
+        self.completions += 1;
+        self.pending[at].completion = Some(self.completions);
+        self.live.write(&self.pending[at]);
+    }
+
+    /// A write has ended with an error: any of its sectors may have reached the device.
+    pub fn fail_write(&mut self, serial: WriteSerial, random: &mut Random) {
+        let at = self.position(serial);
+        let write = self.pending.remove(at);
+        for sector in 0..write.sectors() {
+            if random.percent(50) {
+                self.live.write_sector(&write, sector);
+                self.durable.write_sector(&write, sector);
+            }
+        }
+    }
+
+    /// What a flush that is submitted now will cover.
+    #[must_use]
+    pub fn cover(&self) -> FlushCover {
+        FlushCover(self.completions)
+    }
+
+    /// A flush has ended well.
+    pub fn complete_flush(&mut self, cover: FlushCover) {
+        let covered = |write: &PendingWrite| write.completion.is_some_and(|at| at <= cover.0);
+        let mut done: Vec<_> = self.pending.extract_if(.., |write| covered(write)).collect();
+        done.sort_by_key(|write| write.completion);
+        for write in &done {
+            self.durable.write(write);
+        }
+    }
+
+    /// The power fails: of the writes not flushed any subset survives, in any order, torn at
+    /// [`SECTOR_BYTES`]. Returns how many survived at least in part, and of how many.
+    pub fn power_cut(&mut self, random: &mut Random) -> (usize, usize) {
+        let mut pending = std::mem::take(&mut self.pending);
+        let all = pending.len();
+        let survive_percent = random.pick(&[0, 10, 50, 50, 90, 100]);
+        let torn_percent = random.pick(&[0, 0, 10, 50]);
+        // A prefix is what a disk without reordering leaves: as likely as anything else.
+        let prefix = random.percent(25).then(|| random.index(all + 1));
+        if prefix.is_none() && random.percent(50) {
+            random.shuffle(&mut pending);
+        }
+        let mut survived = 0;
+        for (index, write) in pending.iter().enumerate() {
+            let survives = match prefix {
+                Some(length) => index < length,
+                None => random.percent(survive_percent),
+            };
+            let torn = prefix == Some(index) || survives && random.percent(torn_percent);
+            if torn {
+                tear(&mut self.durable, write, random);
+            } else if survives {
+                self.durable.write(write);
+            }
+            survived += usize::from(survives || torn);
+        }
+        self.live = self.durable.clone();
+        (survived, all)
+    }
+
+    /// The process that used the device is gone, the power is not: what was in flight ends in
+    /// the kernel or never left the process.
+    pub fn abandon_in_flight(&mut self, random: &mut Random) {
+        let in_flight: Vec<_> = self
+            .pending
+            .iter()
+            .filter(|write| write.completion.is_none())
+            .map(|write| write.serial)
+            .collect();
+        for serial in in_flight {
+            if random.percent(70) {
+                self.complete_write(serial);
+            } else {
+                let at = self.position(serial);
+                self.pending.remove(at);
+            }
+        }
+    }
+
+    fn position(&self, serial: WriteSerial) -> usize {
+        self.pending.iter().rposition(|write| write.serial == serial).expect("a pending write")
+    }
+}
+
+/// Lets only some sectors of a write survive.
+fn tear(image: &mut Image, write: &PendingWrite, random: &mut Random) {
+    let sectors = write.sectors();
+    if random.percent(50) {
+        for sector in 0..random.index(sectors + 1) {
+            image.write_sector(write, sector);
+        }
+    } else {
+        let percent = random.pick(&[10, 50, 90]);
+        for sector in 0..sectors {
+            if random.percent(percent) {
+                image.write_sector(write, sector);
+            }
+        }
+    }
+}
+
+/// Unwinds from a blocking operation of the device when the power fails in it.
+#[derive(Debug)]
+pub struct PowerCut;
+
+/// The device as `format` and recovery use it. Where a cut is due, it unwinds with [`PowerCut`],
+/// so that no error path of the code under test stands between the cut and the restart.
+#[derive(Debug)]
+pub struct BlockingDevice<'a> {
+    device: &'a mut SimDevice,
+    /// Operations until the power fails.
+    cut_after: Option<u64>,
+    /// Operations so far.
+    operations: u64,
+}
+
+impl<'a> BlockingDevice<'a> {
+    /// The device, with the power failing in the operation after `cut_after` others.
+    pub fn new(device: &'a mut SimDevice, cut_after: Option<u64>) -> Self {
+        Self { device, cut_after, operations: 0 }
+    }
+
+    /// How many operations there were.
+    #[must_use]
+    pub fn operations(&self) -> u64 {
+        self.operations
+    }
+
+    fn count(&mut self) -> bool {
+        self.operations += 1;
+        self.cut_after.is_some_and(|after| self.operations > after)
+    }
+}
+
+fn cut() -> ! {
+    std::panic::resume_unwind(Box::new(PowerCut))
+}
+
+impl Storage for BlockingDevice<'_> {
+    fn size_bytes(&self) -> u64 {
+        self.device.size_bytes()
+    }
+
+    fn read(&mut self, pieces: &mut [ReadPiece<'_>]) -> Result<(), StorageError> {
+        if self.count() {
+            cut();
+        }
+        for piece in pieces {
+            self.device.read(piece.offset, piece.into);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        let serial = self.device.submit_write(offset, bytes);
+        if self.count() {
+            cut();
+        }
+        self.device.complete_write(serial);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        if self.count() {
+            cut();
+        }
+        let cover = self.device.cover();
+        self.device.complete_flush(cover);
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(device: &SimDevice, offset: u64) -> u8 {
+        let mut block = [0; BLOCK_BYTES];
+        device.read(offset, &mut block);
+        block[0]
+    }
+
+    #[test]
+    fn a_flush_covers_what_had_completed_when_it_was_submitted() {
+        let mut losses = 0;
+        for seed in 0..64 {
+            let mut device = SimDevice::new(1 << 20);
+            let first = device.submit_write(0, &[1; BLOCK_BYTES]);
+            device.complete_write(first);
+            let second = device.submit_write(4096, &[2; BLOCK_BYTES]);
+            let cover = device.cover();
+            device.complete_write(second);
+            device.complete_flush(cover);
+            assert_eq!(shown(&device, 4096), 2);
+            device.power_cut(&mut Random::new(seed));
+            assert_eq!(shown(&device, 0), 1, "flushed");
+            losses += usize::from(shown(&device, 4096) != 2);
+        }
+        assert!((1..64).contains(&losses), "an unflushed write may vanish and may survive");
+    }
+
+    #[test]
+    fn a_power_cut_tears_writes_at_sectors() {
+        let torn = (0..256).any(|seed| {
+            let mut device = SimDevice::new(1 << 20);
+            let serial = device.submit_write(8192, &[7; 2 * BLOCK_BYTES]);
+            device.complete_write(serial);
+            device.power_cut(&mut Random::new(seed));
+            let mut bytes = [0; 2 * BLOCK_BYTES];
+            device.read(8192, &mut bytes);
+            let sectors: Vec<_> = bytes.chunks(SECTOR_BYTES).map(|sector| sector[0]).collect();
+            assert!(bytes.chunks(SECTOR_BYTES).all(|sector| sector == [sector[0]; SECTOR_BYTES]));
+            sectors.contains(&0) && sectors.contains(&7)
+        });
+        assert!(torn);
+    }
+
+    #[test]
+    fn a_clone_keeps_its_own_content() {
+        let mut device = SimDevice::new(1 << 20);
+        let clone = device.clone();
+        let serial = device.submit_write(0, &[1; BLOCK_BYTES]);
+        device.complete_write(serial);
+        assert_eq!((shown(&device, 0), shown(&clone, 0)), (1, 0));
+    }
+}

@@ -1,0 +1,332 @@
+//! Requests of clients and operators: submitted to the engine, judged when they are answered.
+
+use crate::checker::ReadToken;
+use crate::client::{Wish, WishKind};
+use crate::content;
+use crate::core::Core;
+use crate::life::Life;
+use crate::violation::{Kind, Violation};
+use crate::world::World;
+use ringfence_cache::limits::STEP_BYTES_MAX;
+use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
+use ringfence_cache::{Buffer, Command, Control, Event, Mode, Request, RequestError, Ticket};
+
+/// Room for the largest step at any alignment.
+pub(crate) const RECEIVE_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
+/// What read buffers hold before the engine fills them.
+const POISON_READ: u8 = 0xa5;
+/// What write buffers hold after the engine has consumed them.
+const POISON_WRITE: u8 = 0x5a;
+
+/// A request in flight.
+#[derive(Clone, Debug)]
+pub(crate) struct PendingRequest {
+    wish: Wish,
+    purpose: Purpose,
+    buffer: Buffer,
+    consumed: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    /// A client's read.
+    Read(ReadToken),
+    /// A read of everything after a restart.
+    Verify,
+    /// A client's write, trim or zeroes, with its number.
+    Change(u32),
+    /// A client's flush, with its moment.
+    Flush(u64),
+    /// Nothing that anybody could see.
+    Nothing,
+}
+
+/// An operator's request in flight.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PendingControl {
+    action: Control,
+    submitted: u64,
+}
+
+impl<C: Core> Life<C> {
+    /// Submits a client's request under a free ticket.
+    pub(crate) fn submit(
+        &mut self,
+        world: &mut World,
+        ticket: u32,
+        wish: Wish,
+    ) -> Result<(), Violation> {
+        world.tally.operations += 1;
+        let buffer = self.request_buffer(world, ticket, &wish);
+        let export = &world.scenario.exports[usize::from(wish.export)];
+        let changed = wish.changed_bytes(export.size_bytes());
+        let first_unit = usize::try_from(changed.start / world.scenario.unit_bytes).expect("small");
+        let end_unit = usize::try_from(changed.end / world.scenario.unit_bytes).expect("small");
+        let (zeroes, fua) = match wish.kind {
+            WishKind::Write { fua } => (false, fua),
+            WishKind::Zeroes { fua } | WishKind::Trim { fua } => (true, fua),
+            WishKind::Read | WishKind::Flush => (false, false),
+        };
+        let purpose = match wish.kind {
+            WishKind::Read => Purpose::Read(world.checker.submit_read()),
+            WishKind::Flush => Purpose::Flush(world.checker.submit_flush()),
+            _ if first_unit >= end_unit => Purpose::Nothing,
+            _ => Purpose::Change(world.checker.submit_write(
+                wish.export,
+                first_unit,
+                end_unit - first_unit,
+                zeroes,
+                fua,
+            )),
+        };
+        if let (WishKind::Write { .. }, Purpose::Change(id)) = (wish.kind, purpose) {
+            let bytes = self.core.reserve().bytes_mut(buffer);
+            content::fill(bytes, wish.export, wish.offset, id);
+        }
+        self.send(world, ticket, PendingRequest { wish, purpose, buffer, consumed: false })
+    }
+
+    /// Submits a read whose values go into `world.contents`.
+    pub(crate) fn submit_verification(
+        &mut self,
+        world: &mut World,
+        ticket: u32,
+        wish: Wish,
+    ) -> Result<(), Violation> {
+        let buffer = self.request_buffer(world, ticket, &wish);
+        let purpose = Purpose::Verify;
+        self.send(world, ticket, PendingRequest { wish, purpose, buffer, consumed: false })
+    }
+
+    fn request_buffer(&mut self, world: &mut World, ticket: u32, wish: &Wish) -> Buffer {
+        let piece = self.plan.receive.piece(ticket as usize, RECEIVE_BYTES);
+        let buffer = match wish.kind {
+            WishKind::Read => {
+                let first = wish.offset - wish.offset % BLOCK_BYTES_U64;
+                let end = (wish.offset + wish.length).next_multiple_of(BLOCK_BYTES_U64);
+                piece.part(0, u32::try_from(end - first).expect("a step"))
+            }
+            WishKind::Write { .. } => {
+                // Payloads arrive at any address.
+                let skip = u32::try_from(world.random.below(BLOCK_BYTES_U64)).expect("small");
+                piece.part(skip, u32::try_from(wish.length).expect("a step"))
+            }
+            _ => piece.part(0, 0),
+        };
+        if wish.kind == WishKind::Read {
+            self.core.reserve().bytes_mut(buffer).fill(POISON_READ);
+        }
+        buffer
+    }
+
+    fn send(
+        &mut self,
+        world: &mut World,
+        ticket: u32,
+        request: PendingRequest,
+    ) -> Result<(), Violation> {
+        let Wish { export, kind, offset, length } = request.wish;
+        let buffer = request.buffer;
+        let command = match kind {
+            WishKind::Read => Command::Read { buffer },
+            WishKind::Write { fua } => Command::Write { buffer, fua },
+            WishKind::Zeroes { fua } => {
+                Command::WriteZeroes { fua, no_hole: ticket.is_multiple_of(2) }
+            }
+            WishKind::Trim { fua } => Command::Trim { fua },
+            WishKind::Flush => Command::Flush,
+        };
+        world.trace.mix(offset ^ length << 32 ^ u64::from(ticket) << 56);
+        let moment = world.checker.history.now();
+        world.trace.line(world.now_ns, || {
+            format!(
+                "@{moment} ticket {ticket}: export {export} {kind:?} {offset}+{length} {:?}",
+                request.purpose
+            )
+        });
+        self.requests[ticket as usize] = Some(request);
+        let export = self.slots[usize::from(export)];
+        let request = Request { ticket: Ticket(ticket), export, command, offset, length };
+        self.step(world, Event::Submit(request))
+    }
+
+    /// The engine has copied a write's payload.
+    pub(crate) fn consumed(&mut self, world: &mut World, ticket: Ticket) -> Result<(), Violation> {
+        let request = self.requests.get_mut(ticket.0 as usize).and_then(Option::as_mut);
+        let Some(request) = request.filter(|request| {
+            matches!(request.wish.kind, WishKind::Write { .. }) && !request.consumed
+        }) else {
+            let detail = format!("{ticket:?} consumed twice, or not a write");
+            return Err(Violation::new(Kind::Contract, detail));
+        };
+        request.consumed = true;
+        let buffer = request.buffer;
+        self.core.reserve().bytes_mut(buffer).fill(POISON_WRITE);
+        world.trace.mix(u64::from(ticket.0) << 8 | 2);
+        Ok(())
+    }
+
+    /// A request has ended.
+    pub(crate) fn complete(
+        &mut self,
+        world: &mut World,
+        ticket: Ticket,
+        result: Result<(), RequestError>,
+    ) -> Result<(), Violation> {
+        let pending = self.requests.get_mut(ticket.0 as usize).and_then(Option::take);
+        let Some(request) = pending else {
+            return Err(Violation::new(Kind::Contract, format!("{ticket:?} completed twice")));
+        };
+        if matches!(request.wish.kind, WishKind::Write { .. }) && !request.consumed {
+            return Err(Violation::new(Kind::Contract, format!("{ticket:?} was not consumed")));
+        }
+        self.tickets.push(ticket.0);
+        world.trace.mix(u64::from(ticket.0) << 8 | 3 | u64::from(result.is_err()) << 40);
+        let judged = match result {
+            Ok(()) => self.judge(world, &request),
+            Err(error) => self.judge_error(world, &request, error),
+        };
+        let moment = world.checker.history.now();
+        world.trace.line(world.now_ns, || format!("@{moment} ticket {}: {result:?}", ticket.0));
+        judged
+    }
+
+    fn judge(&mut self, world: &mut World, request: &PendingRequest) -> Result<(), Violation> {
+        let wish = &request.wish;
+        let mode = world.scenario.exports[usize::from(wish.export)].options.mode;
+        let origin = &world.origins[usize::from(wish.export)];
+        match request.purpose {
+            Purpose::Nothing => Ok(()),
+            Purpose::Read(token) => {
+                let values = self.read_values(world, request)?;
+                let first_unit = usize::try_from(wish.offset / world.scenario.unit_bytes);
+                let first_unit = first_unit.expect("a small export");
+                world.checker.answer_read(token, wish.export, first_unit, &values)
+            }
+            Purpose::Verify => {
+                let values = self.read_values(world, request)?;
+                let first_unit = usize::try_from(wish.offset / world.scenario.unit_bytes);
+                let contents = &mut world.contents[usize::from(wish.export)];
+                contents[first_unit.expect("a small export")..][..values.len()]
+                    .copy_from_slice(&values);
+                Ok(())
+            }
+            Purpose::Change(id) => {
+                world.checker.answer_write(id);
+                if mode != Mode::Writethrough {
+                    return Ok(());
+                }
+                let write = world.checker.history.get(id);
+                let fua = write.fua;
+                for unit in write.first_unit..write.first_unit + write.units {
+                    let live = origin.live()[unit];
+                    let is_older = |value: content::Value| {
+                        world.checker.origin_value_is_before(wish.export, unit, value, id)
+                    };
+                    if is_older(live) || fua && origin.possible(unit).any(is_older) {
+                        let write = world.checker.history.describe(id);
+                        let detail =
+                            format!("writethrough: unit {unit} of the origin lacks {write}");
+                        return Err(Violation::new(Kind::OriginBehind, detail));
+                    }
+                }
+                Ok(())
+            }
+            Purpose::Flush(submitted) => {
+                world.checker.answer_flush(Some(wish.export), submitted);
+                if mode != Mode::Writethrough {
+                    return Ok(());
+                }
+                let possible = |unit| origin.possible(unit);
+                world.checker.check_origin_caught_up(wish.export, submitted, possible)
+            }
+        }
+    }
+
+    /// Identifies what a read has returned.
+    fn read_values(
+        &mut self,
+        world: &World,
+        request: &PendingRequest,
+    ) -> Result<Vec<content::Value>, Violation> {
+        let Wish { export, offset, length, .. } = request.wish;
+        let skip = u32::try_from(offset % BLOCK_BYTES_U64).expect("small");
+        let data = request.buffer.part(skip, u32::try_from(length).expect("a step"));
+        let unit_bytes = world.scenario.unit_bytes;
+        let bytes = self.core.reserve().bytes(data);
+        let values: Vec<_> = content::identify_units(bytes, export, offset, unit_bytes).collect();
+        if let Some(at) = values.iter().position(|value| *value == content::GARBAGE) {
+            let unit_bytes = usize::try_from(unit_bytes).expect("a small unit");
+            let (exports, cells) = world.content_limits();
+            let found = content::explain(&bytes[at * unit_bytes..][..unit_bytes], exports, cells);
+            let place = offset + (at * unit_bytes) as u64;
+            return Err(Violation::new(
+                Kind::Garbage,
+                format!("a read of export {export} shows garbage at byte {place}: {found}"),
+            ));
+        }
+        Ok(values)
+    }
+
+    fn judge_error(
+        &self,
+        world: &mut World,
+        request: &PendingRequest,
+        error: RequestError,
+    ) -> Result<(), Violation> {
+        if let Purpose::Read(token) = request.purpose {
+            world.checker.fail_read(token);
+        }
+        world.tally.errors += 1;
+        let explained = world.excused && matches!(error, RequestError::Io | RequestError::NoSpace);
+        if explained {
+            // Whether a change took effect is unknown; the checker takes it as one that may.
+            return Ok(());
+        }
+        let detail = format!("{error} for {:?}", request.wish);
+        Err(Violation::new(Kind::UnexpectedError, detail))
+    }
+
+    /// Submits an operator's request.
+    pub(crate) fn control(&mut self, world: &mut World, action: Control) -> Result<u32, Violation> {
+        let token = self.tokens;
+        self.tokens += 1;
+        let submitted = world.checker.submit_flush();
+        world.trace.line(world.now_ns, || format!("@{submitted} control {token}: {action:?}"));
+        self.controls.insert(token, PendingControl { action, submitted });
+        self.step(world, Event::Control { token, action })?;
+        Ok(token)
+    }
+
+    /// An operator's request has ended.
+    pub(crate) fn control_done(
+        &mut self,
+        world: &mut World,
+        token: u32,
+        result: Result<(), RequestError>,
+    ) -> Result<(), Violation> {
+        let Some(PendingControl { action, submitted }) = self.controls.remove(&token) else {
+            return Err(Violation::new(Kind::Contract, format!("control {token} done twice")));
+        };
+        world.trace.mix(u64::from(token) << 8 | 4);
+        world.trace.line(world.now_ns, || format!("control {token} done: {result:?}"));
+        if let Err(error) = result {
+            let detail = format!("{error} for {action:?}");
+            let violation = Violation::new(Kind::UnexpectedError, detail);
+            return if world.excused { Ok(()) } else { Err(violation) };
+        }
+        match action {
+            Control::Flush | Control::Stop => world.checker.answer_flush(None, submitted),
+            Control::Drain(slot) => {
+                for (of, export) in self.slots.iter().zip(0..) {
+                    if slot.is_none_or(|slot| slot == *of) {
+                        let possible = |unit| world.origins[usize::from(export)].possible(unit);
+                        world.checker.check_origin_caught_up(export, submitted, possible)?;
+                    }
+                }
+            }
+            Control::SetDestage { .. } => {}
+        }
+        Ok(())
+    }
+}

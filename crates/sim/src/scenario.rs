@@ -1,0 +1,236 @@
+//! What kind of world a seed stands for: sizes, clients, speeds and faults, all drawn at once.
+
+use crate::random::Random;
+use ringfence_cache::limits;
+use ringfence_cache::units::BLOCK_BYTES_U64;
+use ringfence_cache::{Config, ExportOptions, Mode, Order, OriginIdentity};
+
+/// Requests in flight at most; each has its own piece of the receive pool.
+pub const REQUESTS_MAX: u32 = 32;
+
+/// An export of a world.
+#[derive(Clone, Debug)]
+pub struct ExportScenario {
+    /// What the engine is told.
+    pub options: ExportOptions,
+    /// Whether the origin starts with zeroes instead of data.
+    pub starts_empty: bool,
+    /// Whether the origin loses its power together with the cache.
+    pub shares_power: bool,
+}
+
+impl ExportScenario {
+    /// Size in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.options.origin.size_bytes
+    }
+}
+
+/// What clients ask for, as weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Mix {
+    /// Reads.
+    pub read: u32,
+    /// Writes.
+    pub write: u32,
+    /// Flushes.
+    pub flush: u32,
+    /// Trims.
+    pub trim: u32,
+    /// Writes of zeroes.
+    pub zeroes: u32,
+    /// Percent of writes, trims and zeroes with FUA.
+    pub fua_percent: u32,
+    /// Percent of ranges that are whole blocks.
+    pub aligned_percent: u32,
+    /// Percent of ranges in a small part of the export.
+    pub hot_percent: u32,
+    /// The longest read or write in bytes.
+    pub bytes_max: u64,
+    /// The longest pause of a client between two batches, in nanoseconds.
+    pub pause_ns_max: u64,
+}
+
+/// How often things fail, per million unless said otherwise; zero where a world has no such fault.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Percent of lives that end in a killed process rather than a power cut.
+    pub kill_percent: u32,
+    /// Percent of lives that end in a clean stop.
+    pub stop_percent: u32,
+    /// Percent of restarts in which the power fails again.
+    pub cut_in_recovery_percent: u32,
+    /// Percent of restarts whose whole content is read before clients come back.
+    pub verify_percent: u32,
+    /// Crashes tried on a clone of the world for each crash that happens.
+    pub probes: u32,
+    /// Reads of the cache device that fail.
+    pub device_read_error: u32,
+    /// Reads of the cache device that return one wrong bit.
+    pub device_read_rot: u32,
+    /// Writes of the cache device that fail.
+    pub device_write_error: u32,
+    /// Flushes of the cache device that fail.
+    pub device_flush_error: u32,
+    /// Reads, writes and flushes of origins that fail.
+    pub origin_error: u32,
+    /// Flushes of origins that fail.
+    pub origin_flush_error: u32,
+    /// Requests to origins that take seconds.
+    pub origin_stall: u32,
+    /// Requests to origins after which the origin is away for a while.
+    pub origin_outage: u32,
+    /// Percent of outages in which the origin loses its power, too.
+    pub origin_power_percent: u32,
+}
+
+/// A world, before anything happens in it.
+#[derive(Clone, Debug)]
+pub struct Scenario {
+    /// The seed it was drawn from.
+    pub seed: u64,
+    /// Size of the cache device.
+    pub device_bytes: u64,
+    /// Segments whose image fits the reserve, beyond the least possible.
+    pub extra_log_segments: u64,
+    /// Size of the registers that the checker keeps.
+    pub unit_bytes: u64,
+    /// The exports.
+    pub exports: Vec<ExportScenario>,
+    /// What the engine is told.
+    pub config: Config,
+    /// Clients, each with connections to all exports.
+    pub clients: u32,
+    /// Requests that a client submits at a time.
+    pub batch_max: u64,
+    /// What they ask for.
+    pub mix: Mix,
+    /// Lives before the last one.
+    pub lives: u32,
+    /// The most steps of the engine in one life.
+    pub steps_max: u64,
+    /// Typical time of a cache device I/O in nanoseconds.
+    pub device_ns: u64,
+    /// Typical time of an origin I/O in nanoseconds.
+    pub origin_ns: u64,
+    /// What arrives within this time may belong to one turn of the ring.
+    pub turn_ns: u64,
+    /// Check the engine's invariants after one in this many steps.
+    pub invariants_every: u64,
+    /// What fails.
+    pub faults: Faults,
+}
+
+impl Scenario {
+    /// Draws the world of a seed.
+    #[must_use]
+    pub fn draw(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let random = &mut random;
+        let unit_bytes = if random.percent(20) { 64 } else { 512 };
+        let export_count = random.pick(&[1, 1, 1, 2, 3]);
+        let faults = draw_faults(random);
+        let exports = (0..export_count).map(|index| draw_export(index, &faults, random)).collect();
+        let segments = u64::from(limits::SEGMENTS_MIN) + random.pick(&[0, 0, 1, 4]);
+        let steps_max = random.magnitude(20, 20_000);
+        Self {
+            seed,
+            device_bytes: limits::SEGMENTS_OFFSET + segments * limits::SEGMENT_BYTES_MIN,
+            extra_log_segments: random.pick(&[0, 0, 1, 4]),
+            unit_bytes,
+            exports,
+            config: draw_config(random),
+            clients: u32::try_from(random.between(1, 8)).expect("a few"),
+            batch_max: random.between(1, 8),
+            mix: draw_mix(random),
+            lives: u32::try_from(random.between(1, (40_000 / steps_max).clamp(3, 24)))
+                .expect("a few"),
+            steps_max,
+            device_ns: random.magnitude(5_000, 1_000_000),
+            origin_ns: random.magnitude(20_000, 20_000_000),
+            turn_ns: random.pick(&[0, 1_000, 50_000]),
+            invariants_every: random.pick(&[1, 16, 64]),
+            faults,
+        }
+    }
+}
+
+fn draw_export(index: u8, faults: &Faults, random: &mut Random) -> ExportScenario {
+    let blocks = random.magnitude(4, 1024);
+    let odd_bytes = if random.percent(20) { random.between(1, 7) * 512 } else { 0 };
+    let size_bytes = blocks * BLOCK_BYTES_U64 - odd_bytes;
+    let limit_bytes = random.magnitude(256 << 10, 16 << 20);
+    // Without faults of the origin a wait ends well, however long it takes.
+    let patient = faults.origin_outage == 0 && faults.origin_stall == 0;
+    ExportScenario {
+        options: ExportOptions {
+            name: format!("export-{index}"),
+            uuid: [index + 1; 16],
+            origin: OriginIdentity { size_bytes, name: format!("origin-{index}") },
+            mode: if random.percent(10) { Mode::Writethrough } else { Mode::Writeback },
+            order: if random.percent(75) { Order::Strict } else { Order::Relaxed },
+            dirty_bytes_max: random.percent(60).then_some(limit_bytes),
+            wait_ns_max: if patient { 3_600_000_000_000 } else { 2_000_000_000 },
+        },
+        starts_empty: random.percent(25),
+        shares_power: random.percent(60),
+    }
+}
+
+fn draw_config(random: &mut Random) -> Config {
+    Config {
+        requests_max: REQUESTS_MAX,
+        index_leaves: None,
+        destage_high_percent: random.pick(&[1, 10, 50, 90]),
+        destage_age_ns: random.magnitude(1_000_000, 5_000_000_000),
+        destage_idle_ns: random.magnitude(100_000, 500_000_000),
+        accept_loss: false,
+        nonce: 0,
+    }
+}
+
+fn draw_mix(random: &mut Random) -> Mix {
+    let mut weight = |least: u64| u32::try_from(random.between(least, 100)).expect("a weight");
+    let (read, write, flush, trim, zeroes) =
+        (weight(1), weight(20), weight(0), weight(0), weight(0));
+    let rare = |weight: u32, random: &mut Random| weight / random.pick(&[2, 10, 100]);
+    Mix {
+        read,
+        write,
+        flush: rare(flush, random),
+        trim: rare(trim, random),
+        zeroes: rare(zeroes, random),
+        fua_percent: random.pick(&[0, 1, 10, 50]),
+        aligned_percent: random.pick(&[0, 50, 90, 100]),
+        hot_percent: random.pick(&[0, 50, 90]),
+        bytes_max: random.magnitude(512, u64::from(limits::STEP_BYTES_MAX)),
+        pause_ns_max: random.magnitude(1_000, 50_000_000),
+    }
+}
+
+fn draw_faults(random: &mut Random) -> Faults {
+    let mut rate = |worlds_percent: u32, first: u64, last: u64| {
+        if random.percent(worlds_percent) {
+            u32::try_from(random.magnitude(first, last)).expect("a rate")
+        } else {
+            0
+        }
+    };
+    Faults {
+        kill_percent: rate(50, 10, 50),
+        stop_percent: rate(30, 5, 30),
+        cut_in_recovery_percent: rate(60, 10, 60),
+        verify_percent: 100 - rate(30, 10, 90),
+        probes: rate(70, 1, 6),
+        device_read_error: rate(10, 100, 10_000),
+        device_read_rot: rate(10, 100, 10_000),
+        device_write_error: rate(8, 10, 1_000),
+        device_flush_error: rate(8, 10, 10_000),
+        origin_error: rate(15, 100, 50_000),
+        origin_flush_error: rate(15, 1_000, 200_000),
+        origin_stall: rate(15, 100, 10_000),
+        origin_outage: rate(15, 100, 10_000),
+        origin_power_percent: rate(50, 10, 90),
+    }
+}

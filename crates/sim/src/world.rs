@@ -1,0 +1,416 @@
+//! One world: lives of the engine and the crashes between them, from one seed.
+
+use crate::checker::{Checker, Contents, OriginLedger};
+use crate::client::{Wish, WishKind};
+use crate::content::{self, UNREADABLE, Value, ZEROES};
+use crate::core::Core;
+use crate::device::{BlockingDevice, PowerCut, SimDevice};
+use crate::life::{Life, now};
+use crate::memory::{Lease, Memory};
+use crate::origin::SimOrigin;
+use crate::random::Random;
+use crate::request::RECEIVE_BYTES;
+use crate::scenario::{REQUESTS_MAX, Scenario};
+use crate::trace::{Sink, Trace};
+use crate::violation::{Kind, Violation};
+use ringfence_cache::limits::SEGMENT_BYTES_MIN;
+use ringfence_cache::{
+    Config, Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
+};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::Rc;
+
+/// Power cuts in a row during one restart at most, so that a world ends.
+const CUTS_IN_RECOVERY_MAX: u32 = 6;
+
+/// What happened, in numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Crashes after which the cache was opened again and read.
+    pub crash_points: u64,
+    /// Power cuts while the cache was being opened.
+    pub cuts_in_recovery: u64,
+    /// Requests of clients.
+    pub operations: u64,
+    /// Requests that ended with an error.
+    pub errors: u64,
+    /// Events handed to the engine.
+    pub steps: u64,
+}
+
+impl Tally {
+    /// Adds another tally to this one.
+    pub fn add(&mut self, other: &Self) {
+        self.crash_points += other.crash_points;
+        self.cuts_in_recovery += other.cuts_in_recovery;
+        self.operations += other.operations;
+        self.errors += other.errors;
+        self.steps += other.steps;
+    }
+}
+
+/// A freshly opened engine and the memory it works in.
+struct Opened<C> {
+    core: C,
+    plan: ReservePlan,
+    memory: Lease,
+    exports: Vec<OpenedExport>,
+}
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// The power fails.
+    PowerCut,
+    /// The process is killed; what it had submitted may still happen.
+    Kill,
+    /// An operator stops it.
+    Stop,
+}
+
+/// Everything that outlives the engine. A clone is a world of its own with the same past.
+#[derive(Clone)]
+pub struct World {
+    pub(crate) scenario: Rc<Scenario>,
+    pub(crate) device: SimDevice,
+    pub(crate) origins: Vec<SimOrigin>,
+    pub(crate) checker: Checker,
+    pub(crate) random: Random,
+    pub(crate) now_ns: u64,
+    pub(crate) trace: Trace,
+    pub(crate) tally: Tally,
+    /// What the reads after a restart have returned.
+    pub(crate) contents: Contents,
+    /// Whether a fault explains errors from now on.
+    pub(crate) excused: bool,
+    /// Whether wrong bits explain data that is gone from now on.
+    pub(crate) rotten: bool,
+    memory: Memory,
+}
+
+impl World {
+    /// The world of a scenario, before the cache device is formatted.
+    #[must_use]
+    pub fn new(scenario: Scenario, sink: Sink) -> Self {
+        let units = |export: &crate::scenario::ExportScenario| {
+            usize::try_from(export.size_bytes() / scenario.unit_bytes).expect("a small export")
+        };
+        let shapes: Vec<_> =
+            scenario.exports.iter().map(|export| (units(export), export.starts_empty)).collect();
+        let checker = Checker::new(&shapes);
+        let origins = scenario
+            .exports
+            .iter()
+            .zip(0u8..)
+            .map(|(export, index)| {
+                let strict = export.options.order == Order::Strict;
+                let ledger = OriginLedger::new(index, units(export), strict);
+                // The checker numbers the initial contents from one, in order.
+                let initial = if export.starts_empty { ZEROES } else { u32::from(index) + 1 };
+                SimOrigin::new(ledger, units(export), initial)
+            })
+            .collect();
+        Self {
+            device: SimDevice::new(scenario.device_bytes),
+            origins,
+            checker,
+            random: Random::new(scenario.seed ^ 0x5eed),
+            now_ns: 1_000_000_000,
+            trace: Trace::new(sink),
+            tally: Tally::default(),
+            contents: Vec::new(),
+            excused: false,
+            rotten: false,
+            memory: Memory::default(),
+            scenario: Rc::new(scenario),
+        }
+    }
+
+    /// Lives through the whole scenario.
+    ///
+    /// # Errors
+    /// The first thing that must hold and does not.
+    pub fn run<C: Core>(&mut self) -> Result<(), Violation> {
+        let options = FormatOptions {
+            uuid: [7; 16],
+            secret: self.random.word().to_le_bytes().repeat(2).try_into().expect("16 bytes"),
+            segment_bytes: SEGMENT_BYTES_MIN,
+        };
+        let mut storage = BlockingDevice::new(&mut self.device, None);
+        C::format(&mut storage, &options)
+            .map_err(|error| Violation::new(Kind::OpenRefused, error))?;
+        let mut life = self.open::<C>(false)?;
+        for _ in 0..self.scenario.lives {
+            let steps = self.random.magnitude(1, self.scenario.steps_max);
+            life.serve(self, steps)?;
+            self.probe::<C>()?;
+            let end = self.draw_end();
+            life = self.end_life(life, end)?;
+        }
+        self.finish(life)
+    }
+
+    fn draw_end(&mut self) -> End {
+        let faults = self.scenario.faults;
+        if self.random.percent(faults.stop_percent) {
+            End::Stop
+        } else if self.random.percent(faults.kill_percent) {
+            End::Kill
+        } else {
+            End::PowerCut
+        }
+    }
+
+    /// Ends a life, restarts, and checks what is left.
+    fn end_life<C: Core>(&mut self, mut life: Life<C>, end: End) -> Result<Life<C>, Violation> {
+        self.trace.line(self.now_ns, || format!("---- the life ends: {end:?}"));
+        if end == End::Stop {
+            life.faults = false;
+            life.origin_away.fill(false);
+            self.stop(&mut life)?;
+        }
+        drop(life);
+        self.crash(end);
+        let cuts = self.random.percent(self.scenario.faults.cut_in_recovery_percent);
+        let mut life = self.open::<C>(cuts)?;
+        if self.random.percent(self.scenario.faults.verify_percent) {
+            self.verify(&mut life)?;
+        }
+        Ok(life)
+    }
+
+    /// Tries other crashes at this very moment, each on a clone of the world.
+    fn probe<C: Core>(&mut self) -> Result<(), Violation> {
+        let probes = self.scenario.faults.probes;
+        if probes == 0 {
+            return Ok(());
+        }
+        for _ in 0..self.random.between(0, u64::from(probes)) {
+            let mut clone = self.clone();
+            clone.random = self.random.fork();
+            let end = if clone.random.percent(30) { End::Kill } else { End::PowerCut };
+            self.trace.line(self.now_ns, || format!("---- probe: {end:?}"));
+            clone.crash(end);
+            let cuts = clone.random.percent(20);
+            let mut life = clone.open::<C>(cuts)?;
+            clone.verify(&mut life)?;
+            if clone.random.percent(30) {
+                // What was served after the restart must outlive the next cut (rule 1).
+                drop(life);
+                clone.crash(End::PowerCut);
+                let mut life = clone.open::<C>(false)?;
+                clone.verify(&mut life)?;
+            }
+            self.trace.mix(clone.trace.digest());
+            self.trace.line(self.now_ns, || "---- probe ends".into());
+            self.tally = clone.tally;
+        }
+        Ok(())
+    }
+
+    /// Everything volatile is gone.
+    fn crash(&mut self, end: End) {
+        let mut survived = (0, 0);
+        match end {
+            End::PowerCut => survived = self.device.power_cut(&mut self.random),
+            End::Kill | End::Stop => self.device.abandon_in_flight(&mut self.random),
+        }
+        for (origin, export) in self.origins.iter_mut().zip(&self.scenario.exports) {
+            if end == End::PowerCut && export.shares_power {
+                origin.power_cut(&mut self.random);
+            } else {
+                origin.abandon_in_flight(&mut self.random);
+            }
+        }
+        self.checker.crash();
+        let moment = self.checker.history.now();
+        self.trace.line(self.now_ns, || {
+            format!("@{moment} {end:?}: {} of {} device writes survive", survived.0, survived.1)
+        });
+    }
+
+    /// Opens the cache; with `cuts`, the power may fail while it is being opened.
+    fn open<C: Core>(&mut self, cuts: bool) -> Result<Life<C>, Violation> {
+        let options: Vec<_> =
+            self.scenario.exports.iter().map(|export| export.options.clone()).collect();
+        let mut cuts_left = if cuts { CUTS_IN_RECOVERY_MAX } else { 0 };
+        loop {
+            // Down time: a restart is never at once.
+            self.now_ns += 1_000_000;
+            let cut_after = (cuts_left > 0).then(|| self.random.magnitude(1, 256) - 1);
+            cuts_left = cuts_left.saturating_sub(1);
+            let opened = self.try_open::<C>(&options, cut_after);
+            let Opened { core, plan, memory, exports } = match opened {
+                Err(_) => {
+                    self.tally.cuts_in_recovery += 1;
+                    let (survived, all) = self.device.power_cut(&mut self.random);
+                    self.trace.line(self.now_ns, || {
+                        format!("power cut in recovery: {survived} of {all} device writes survive")
+                    });
+                    continue;
+                }
+                Ok(Err(error)) => return Err(Violation::new(Kind::OpenRefused, error.to_string())),
+                Ok(Ok(parts)) => parts,
+            };
+            core.check_invariants();
+            let slots = self.scenario.exports.iter().map(|export| {
+                let name = &export.options.name;
+                let found = exports.iter().find(|opened| opened.name == *name);
+                found.map(|opened| opened.slot).ok_or_else(|| {
+                    Violation::new(Kind::Contract, format!("export {name} was not opened"))
+                })
+            });
+            let slots = slots.collect::<Result<Vec<_>, _>>()?;
+            return Ok(Life::new(core, slots, plan, memory));
+        }
+    }
+
+    /// Opens the cache once. The outer error is a power cut.
+    fn try_open<C: Core>(
+        &mut self,
+        options: &[ExportOptions],
+        cut_after: Option<u64>,
+    ) -> Result<Result<Opened<C>, OpenError>, PowerCut> {
+        let plan = self.reserve_plan();
+        let memory = self.memory.lease(plan.total_bytes());
+        // SAFETY: the engine that owns the reserve is dropped before the lease: `Life` keeps them
+        // in this order, and so does a failed or unwinding `open`.
+        let reserve = unsafe { memory.reserve() };
+        let config = Config { nonce: self.random.word(), ..self.scenario.config.clone() };
+        let now = now(self);
+        let mut storage = BlockingDevice::new(&mut self.device, cut_after);
+        let opening =
+            AssertUnwindSafe(|| C::open(&mut storage, reserve, plan, options, config, now));
+        let opened = match catch_unwind(opening) {
+            Ok(Ok((core, exports))) => Ok(Ok(Opened { core, plan, memory, exports })),
+            Ok(Err(error)) => Ok(Err(error)),
+            Err(payload) => Err(*payload.downcast::<PowerCut>().unwrap_or_else(|other| {
+                // A panic of the engine, not a cut.
+                resume_unwind(other)
+            })),
+        };
+        let operations = storage.operations();
+        self.trace.line(self.now_ns, || format!("opened with {operations} device operations"));
+        opened
+    }
+
+    fn reserve_plan(&self) -> ReservePlan {
+        let receive_bytes = u64::from(REQUESTS_MAX) * u64::from(RECEIVE_BYTES);
+        let least = ReservePlan::new(0, receive_bytes, SEGMENT_BYTES_MIN);
+        let least_bytes = least.expect_err("no reserve is too small").needed_bytes;
+        let extra_bytes = self.scenario.extra_log_segments * SEGMENT_BYTES_MIN;
+        ReservePlan::new(least_bytes + extra_bytes, receive_bytes, SEGMENT_BYTES_MIN)
+            .expect("enough for the least")
+    }
+
+    /// Reads everything and checks it against what clients were told.
+    fn verify<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
+        self.tally.crash_points += 1;
+        self.read_everything(life)?;
+        let contents = std::mem::take(&mut self.contents);
+        let unreadable = contents.iter().flatten().any(|value| *value == UNREADABLE);
+        if unreadable && !self.rotten {
+            let detail = "after a restart some blocks cannot be read".into();
+            return Err(Violation::new(Kind::UnexpectedError, detail));
+        }
+        for value in contents.iter().flatten() {
+            self.trace.mix(u64::from(*value));
+        }
+        let resolution = self.checker.check_recovered(&contents)?;
+        self.checker.resolve(&resolution);
+        for (origin, export) in self.origins.iter().zip(0..) {
+            for (unit, value) in origin.live().iter().enumerate() {
+                self.checker.check_origin_after_restart(export, unit, *value)?;
+            }
+        }
+        self.trace.line(self.now_ns, || "everything read and as it should be".into());
+        Ok(())
+    }
+
+    /// Reads all exports into `contents`, with no faults, in pieces of any size.
+    fn read_everything<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
+        life.faults = false;
+        let units = (0u8..).take(self.origins.len()).map(|export| self.checker.units(export));
+        self.contents = units.map(|units| vec![UNREADABLE; units]).collect();
+        for export in (0u8..).take(self.origins.len()) {
+            let size_bytes = self.scenario.exports[usize::from(export)].size_bytes();
+            let mut offset = 0;
+            while offset < size_bytes {
+                let unit_bytes = self.scenario.unit_bytes;
+                let longest = size_bytes - offset;
+                let length = self.random.magnitude(4096, 1 << 20);
+                let length = (length - length % unit_bytes).min(longest);
+                while life.tickets.is_empty() {
+                    let before = life.tickets.len();
+                    let moved = |life: &Life<C>| life.tickets.len() > before;
+                    life.wait_until(self, moved, "reads after a restart do not end")?;
+                }
+                let ticket = life.tickets.pop().expect("a free ticket");
+                let wish = Wish { export, kind: WishKind::Read, offset, length };
+                life.submit_verification(self, ticket, wish)?;
+                offset += length;
+            }
+        }
+        life.wait_until(self, Life::is_quiet, "reads after a restart do not end")
+    }
+
+    /// Stops the engine in good order.
+    fn stop<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
+        life.wait_until(self, Life::is_quiet, "requests do not end")?;
+        let token = life.control(self, Control::Stop)?;
+        let done = |life: &Life<C>| !life.controls.contains_key(&token);
+        life.wait_until(self, done, "a stop does not end")
+    }
+
+    /// The last life: everything works again, everything reaches the origin, and what clients
+    /// read is what the origin has.
+    fn finish<C: Core>(&mut self, mut life: Life<C>) -> Result<(), Violation> {
+        life.faults = false;
+        self.trace.line(self.now_ns, || "---- the world comes to its end".into());
+        if !self.rotten {
+            let token = life.control(self, Control::Drain(None))?;
+            let done = |life: &Life<C>| !life.controls.contains_key(&token);
+            life.wait_until(self, done, "a drain does not end")?;
+            self.read_everything(&mut life)?;
+            for (export, origin) in self.origins.iter().enumerate() {
+                if origin.live() != self.contents[export] {
+                    let unit = origin.live().iter().zip(&self.contents[export]);
+                    let unit = unit.clone().position(|(one, other)| one != other);
+                    let detail = format!("after a drain export {export} differs at unit {unit:?}");
+                    return Err(Violation::new(Kind::OriginBehind, detail));
+                }
+            }
+        }
+        self.stop(&mut life)?;
+        drop(life);
+        self.crash(End::PowerCut);
+        let mut life = self.open::<C>(false)?;
+        self.verify(&mut life)
+    }
+
+    /// How many exports and cells there are, to explain garbage with.
+    pub(crate) fn content_limits(&self) -> (u8, u32) {
+        let largest = self.scenario.exports.iter().map(|export| export.size_bytes()).max();
+        let cells = largest.unwrap_or(0) / content::CELL_BYTES as u64;
+        (
+            u8::try_from(self.origins.len()).expect("a few exports"),
+            u32::try_from(cells).expect("small exports"),
+        )
+    }
+
+    /// What an origin shows, as bytes.
+    pub(crate) fn fill_from_origin(
+        &self,
+        export: u8,
+        offset: u64,
+        bytes: &mut [u8],
+        unit_bytes: u64,
+    ) {
+        let unit_length = usize::try_from(unit_bytes).expect("a small unit");
+        let first_unit = usize::try_from(offset / unit_bytes).expect("a small export");
+        let values: &[Value] = &self.origins[usize::from(export)].live()[first_unit..];
+        for ((unit, value), at) in bytes.chunks_mut(unit_length).zip(values).zip(0..) {
+            content::fill(unit, export, offset + at * unit_bytes, *value);
+        }
+    }
+}
