@@ -6,6 +6,7 @@
  */
 
 import { readFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { parse, TomlError } from 'smol-toml';
 import { z } from 'zod';
 import { formatAddress, parseAddress, parseTcpAddress } from './addresses.ts';
@@ -67,10 +68,16 @@ export const CONNECTIONS_MAX_LIMIT = 1024;
 /** Spinning longer than this costs more than the wake-ups that it saves. */
 export const SPIN_US_MAX = 1000;
 
-/** The control socket where nobody says otherwise: the same for the daemon and its clients. */
+/**
+ * The control socket where nobody says otherwise: the same for the daemon and its clients. A user
+ * without a runtime directory gets one of his own, which nobody else may have made.
+ */
 export function defaultControlPath(environment: NodeJS.ProcessEnv = process.env): string {
-  const runtime = process.getuid?.() === 0 ? '/run' : (environment.XDG_RUNTIME_DIR ?? '/tmp');
-  return `${runtime}/ringfence/control.sock`;
+  const user = process.getuid?.() ?? 0;
+  if (user === 0) return '/run/ringfence/control.sock';
+  const runtime = environment.XDG_RUNTIME_DIR;
+  const folder = runtime === undefined ? `${tmpdir()}/ringfence-${user}` : `${runtime}/ringfence`;
+  return `${folder}/control.sock`;
 }
 
 const size = checkedBy(z.union([z.string(), z.int().nonnegative()]), (value) =>

@@ -1,6 +1,6 @@
 /** The control socket's server. Only the daemon's own user may connect. */
 
-import { chmod, lstat, mkdir, unlink } from 'node:fs/promises';
+import { chmod, lstat, mkdir, stat, unlink } from 'node:fs/promises';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { codeOf, reasonOf, ringfenceError, toRingfenceError } from '../errors.ts';
@@ -49,7 +49,7 @@ export async function startControlServer(
   });
   server.maxConnections = CONNECTIONS_MAX;
   try {
-    await mkdir(dirname(path), { recursive: true });
+    await makeFolder(path);
     await removeStale(path);
     await listen(server, path);
     await chmod(path, 0o600);
@@ -132,6 +132,15 @@ function listen(server: Server, path: string): Promise<void> {
       resolve();
     });
   });
+}
+
+/** Makes the socket's folder, and refuses one in which another user could put his own socket. */
+async function makeFolder(path: string): Promise<void> {
+  const folder = dirname(path);
+  await mkdir(folder, { recursive: true, mode: 0o700 });
+  const { uid } = await stat(folder);
+  if (uid === 0 || uid === process.getuid?.()) return;
+  throw ringfenceError('RF_CONTROL_LISTEN', [path, 'its folder belongs to another user']);
 }
 
 /** Removes a socket that a killed daemon left, after asking whether somebody answers on it. */

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { stat, writeFile } from 'node:fs/promises';
+import { chown, stat, writeFile } from 'node:fs/promises';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { text } from 'node:stream/consumers';
@@ -154,6 +154,16 @@ test('a path that cannot hold a socket is refused', async (t) => {
       path,
     );
   }
+});
+
+test('a folder of another user is refused: he could take the socket away', async (t) => {
+  t.is(process.getuid?.(), 0, 'only root can give a folder away');
+  const folder = await temporaryFolder(t);
+  await chown(folder, 65_534, 65_534);
+  await t.throwsAsync(
+    startControlServer(join(folder, 'control.sock'), async () => null),
+    { code: 'RF_CONTROL_LISTEN', message: /belongs to another user/ },
+  );
 });
 
 test('a daemon that is not there is one sentence', async (t) => {
