@@ -81,8 +81,6 @@ pub struct Config {
     pub destage_idle_ns: u64,
     /// Go on where durable data is damaged, losing what is named.
     pub accept_loss: bool,
-    /// Random and never shown; mixed into this incarnation's nonce.
-    pub nonce: u64,
 }
 
 impl Default for Config {
@@ -94,7 +92,6 @@ impl Default for Config {
             destage_age_ns: 5_000_000_000,
             destage_idle_ns: 500_000_000,
             accept_loss: false,
-            nonce: 0,
         }
     }
 }

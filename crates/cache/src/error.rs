@@ -20,7 +20,9 @@ pub enum FormatError {
         needed_bytes: u64,
     },
     /// Not a power of two, or out of range.
-    #[error("a segment of {segment_bytes} bytes is not possible: use a power of two from 4 MiB to 256 MiB")]
+    #[error(
+        "a segment of {segment_bytes} bytes is not possible: use a power of two from 4 MiB to 256 MiB"
+    )]
     SegmentSize {
         /// What was asked for.
         segment_bytes: u64,
@@ -34,10 +36,14 @@ pub enum FormatError {
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// No superblock.
-    #[error("the device holds no ringfence cache: run `ringfence format` on it first, or name the right device")]
+    #[error(
+        "the device holds no ringfence cache: run `ringfence format` on it first, or name the right device"
+    )]
     NotFormatted,
     /// A superblock that is not understood.
-    #[error("the cache was formatted by a newer ringfence (format {version}, features {features:#x}): use that version")]
+    #[error(
+        "the cache was formatted by a newer ringfence (format {version}, features {features:#x}): use that version"
+    )]
     Newer {
         /// The format's version.
         version: u32,
@@ -45,13 +51,19 @@ pub enum OpenError {
         features: u64,
     },
     /// Both superblocks are damaged.
-    #[error("both superblocks are damaged: the device was overwritten; restore it, or format it anew and lose the cache")]
+    #[error(
+        "both superblocks are damaged: the device was overwritten; restore it, or format it anew and lose the cache"
+    )]
     SuperblocksDamaged,
     /// Both slots of the export table are damaged.
-    #[error("both copies of the export table are damaged: the device was overwritten; restore it, or format it anew and lose the cache")]
+    #[error(
+        "both copies of the export table are damaged: the device was overwritten; restore it, or format it anew and lose the cache"
+    )]
     ExportTableDamaged,
     /// The device shrank.
-    #[error("the device has {size_bytes} bytes but was formatted with {formatted_bytes}: it is not the whole device")]
+    #[error(
+        "the device has {size_bytes} bytes but was formatted with {formatted_bytes}: it is not the whole device"
+    )]
     Shrunk {
         /// What it has now.
         size_bytes: u64,
@@ -94,6 +106,12 @@ pub enum OpenError {
         found: String,
         /// What the cache knows.
         known: String,
+    },
+    /// More dirty data than the index can map.
+    #[error("the index of {leaves} leaves cannot map what is dirty: start with a larger index")]
+    IndexTooSmall {
+        /// Leaves that it has.
+        leaves: u32,
     },
     /// No slot is left.
     #[error("the cache already has {} exports: remove one first", crate::limits::EXPORTS_MAX)]

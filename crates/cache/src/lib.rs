@@ -6,18 +6,29 @@
 
 pub mod config;
 pub mod counters;
+mod describe;
 mod engine;
 mod error;
+pub mod format;
+pub mod geometry;
+mod index;
+mod layout;
 pub mod limits;
+mod policy;
 pub mod reserve;
+mod scan;
 pub mod storage;
 pub mod units;
 
 pub use config::{
     Config, ExportOptions, FormatOptions, Mode, OpenedExport, Order, OriginIdentity, Uuid,
 };
-pub use engine::{Command, Control, Effect, Engine, Event, IoError, Notice, Request, RequestError};
+pub use describe::{DescribedExport, Description, describe};
+pub use engine::{
+    Command, Control, Effect, Engine, Event, IoError, Notice, Recovery, Request, RequestError,
+};
 pub use error::{FormatError, OpenError};
+pub use layout::format;
 pub use reserve::{Reserve, ReservePlan};
 pub use storage::{ReadPiece, Storage, StorageError};
 pub use units::{Buffer, ExportSlot, IoId, LayerId, Now, Sequence, Ticket};

@@ -2,6 +2,9 @@
 
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 
+/// `units::BLOCK_BYTES` for lengths of buffers.
+pub const BLOCK_BYTES_U32: u32 = BLOCK_BYTES as u32;
+
 /// Exports of one cache; a bit of a 64-bit set each.
 pub const EXPORTS_MAX: usize = 64;
 
@@ -33,7 +36,7 @@ pub const SEGMENTS_RESERVED: u32 = 4;
 /// The smallest log: the reserved segments, the open one, and as many again to be of use.
 pub const SEGMENTS_MIN: u32 = 12;
 /// Segments that may lack a footer at a time; recovery walks these from header to header.
-pub const SEGMENTS_WITHOUT_FOOTER_MAX: u32 = 4;
+pub const SEGMENTS_WITHOUT_FOOTER_MAX: usize = 4;
 
 /// Segments in the log pool: the open one and one whose records are being written.
 pub const LOG_POOL_SEGMENTS_MIN: u64 = 2;

@@ -65,9 +65,7 @@ impl Reserve {
         // SAFETY: inside the mapping, and initialised (mappings and `alloc_zeroed` start as
         // zeroes). No I/O into this range is in flight: whoever owns a buffer reads it only
         // between I/Os, which is what the engine's and the ring's states keep.
-        unsafe {
-            std::slice::from_raw_parts(self.address(buffer).as_ptr(), buffer.length as usize)
-        }
+        unsafe { std::slice::from_raw_parts(self.address(buffer).as_ptr(), buffer.length as usize) }
     }
 
     /// The bytes of a buffer, to change them.
@@ -198,7 +196,8 @@ impl ReservePlan {
             });
         }
         let log = Pool { offset: fixed, length: log_segments * segment_bytes };
-        let log_segments = u32::try_from(log_segments).expect("a reserve of less than 2^32 segments");
+        let log_segments =
+            u32::try_from(log_segments).expect("a reserve of less than 2^32 segments");
         Ok(Self { receive, merge, fetch, log, reclaim, destage, log_segments })
     }
 

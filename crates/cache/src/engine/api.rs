@@ -60,6 +60,20 @@ pub struct Request {
     pub length: u64,
 }
 
+impl Request {
+    /// Whether the answer promises durability.
+    #[must_use]
+    pub const fn needs_flush(&self) -> bool {
+        match self.command {
+            Command::Write { fua, .. }
+            | Command::WriteZeroes { fua, .. }
+            | Command::Trim { fua } => fua,
+            Command::Flush => true,
+            Command::Read { .. } => false,
+        }
+    }
+}
+
 /// An operator's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Control {

@@ -1,58 +1,91 @@
 //! The engine: a state machine, `step(event, now) → effects`.
+//!
+//! One file per duty: [`write`](self) appends what clients write, `read` answers from log and
+//! origin, `fetch` brings misses in, `merge` completes partial blocks, `log` is the append stream,
+//! `durability` flushes, `destage` carries dirty data to origins, `reclaim` makes segments free.
 
 mod api;
+mod control;
+mod destage;
+mod durability;
+mod exports;
+mod fetch;
+mod log;
+mod merge;
+mod read;
+mod reclaim;
+mod recovery;
+mod step;
+mod tables;
+mod write;
 
 pub use api::{Command, Control, Effect, Event, IoError, Notice, Request, RequestError};
+pub use recovery::Recovery;
 
-use crate::config::{Config, ExportOptions, OpenedExport};
-use crate::counters::Counters;
-use crate::error::OpenError;
+use crate::config::Config;
+use crate::counters::{Counter, Counters, ExportCounter};
+use crate::index::Index;
+use crate::limits::{
+    BLOCK_BYTES_U32, DESTAGERS, DEVICE_IOS_MAX, EXPORTS_MAX, FETCHES_MAX, MERGES_MAX,
+};
+use crate::policy::Admission;
 use crate::reserve::{Reserve, ReservePlan};
-use crate::storage::Storage;
-use crate::units::Now;
+use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Now, Ticket};
+use control::Waiting;
+use destage::Destager;
+use exports::Exports;
+use fetch::{Fetch, WaitLink};
+use log::Log;
+use merge::Merge;
+use reclaim::Reclaim;
 use std::sync::Arc;
+use step::Op;
+use tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
+
+/// Effects that one step may queue: a read of the largest step from a log that is scattered to
+/// single blocks, several times over.
+const EFFECTS_MAX: usize = 2 * DEVICE_IOS_MAX;
 
 /// The cache of one device.
 pub struct Engine {
+    reserve: Reserve,
+    plan: ReservePlan,
+    config: Config,
     counters: Arc<Counters>,
+    effects: FixedQueue<Effect>,
+    log: Log,
+    index: Index,
+    exports: Exports,
+    ops: Box<[Op]>,
+    links: TicketLinks,
+    ios: IoTable,
+    merges: Slots<Merge>,
+    merge_waiters: TicketQueue,
+    fetches: Slots<Fetch>,
+    wait_links: Slots<WaitLink>,
+    /// Reads and partial writes that wait for a free fetch or I/O slot.
+    fetch_waiters: TicketQueue,
+    /// Requests that wait for a sequence to become durable, in order of sequence.
+    durable_waiters: TicketQueue,
+    admission: Admission,
+    destagers: Box<[Destager; DESTAGERS]>,
+    reclaim: Reclaim,
+    controls: FixedQueue<Waiting>,
+    latched: bool,
+    stopping: bool,
+    last_request_ns: u64,
+    now: Now,
 }
 
 impl Engine {
-    /// Recovers the log, starts a new incarnation and is ready to serve.
-    ///
-    /// # Errors
-    /// See [`OpenError`].
-    pub fn open(
-        _storage: &mut dyn Storage,
-        _reserve: Reserve,
-        _plan: ReservePlan,
-        _exports: &[ExportOptions],
-        _config: Config,
-        _now: Now,
-    ) -> Result<(Self, Vec<OpenedExport>), OpenError> {
-        unreachable!("the engine is being written")
-    }
-
     /// The memory that the engine works in; connections keep their windows there too.
     pub fn reserve(&mut self) -> &mut Reserve {
-        unreachable!("the engine is being written")
-    }
-
-    /// Takes one event. Effects are queued for [`Engine::next_effect`], which must be emptied
-    /// before the next step.
-    pub fn step(&mut self, _event: Event, _now: Now) {
-        unreachable!("the engine is being written")
+        &mut self.reserve
     }
 
     /// The next thing to do, in order.
     pub fn next_effect(&mut self) -> Option<Effect> {
-        unreachable!("the engine is being written")
-    }
-
-    /// When [`Event::EndOfTurn`] is due even if nothing happens, in `monotonic_ns`.
-    #[must_use]
-    pub fn deadline_ns(&self) -> Option<u64> {
-        unreachable!("the engine is being written")
+        self.effects.pop()
     }
 
     /// The counters, to be read from any thread.
@@ -61,6 +94,97 @@ impl Engine {
         self.counters.clone()
     }
 
+    /// The memory beside the reserve that requests touch (index, checksums), as addresses and
+    /// lengths, to be locked before serving.
+    #[must_use]
+    pub fn memory(&self) -> Vec<(*const u8, usize)> {
+        self.index.memory().chain([self.log.memory()]).collect()
+    }
+
     /// Panics if the state contradicts itself. Slow: for tests and the simulator.
-    pub fn check_invariants(&self) {}
+    pub fn check_invariants(&self) {
+        self.log.check_invariants();
+        self.index.check_invariants();
+        for slot in self.exports.in_use() {
+            let export = self.exports.get(slot);
+            assert!(
+                export.is_dirty() || export.dirty.blocks == 0,
+                "an export whose watermark is its newest write has nothing dirty"
+            );
+        }
+    }
+
+    fn emit(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    fn complete(&mut self, ticket: Ticket, result: Result<(), RequestError>) {
+        self.ops[ticket.0 as usize].end();
+        self.emit(Effect::Complete { ticket, result });
+    }
+
+    /// A failed write or flush of the cache device: nothing is appended any more (rule 32).
+    fn latch(&mut self, error: IoError) {
+        if self.latched {
+            return;
+        }
+        self.latched = true;
+        self.counters.set(Counter::Latched, 1);
+        self.emit(Effect::Notice(Notice::Latched { error }));
+        self.fail_waiters_of_latch();
+    }
+
+    fn origin_failed(&mut self, slot: ExportSlot, error: IoError) {
+        self.counters.add_export(slot, ExportCounter::OriginErrors, 1);
+        let now_ns = self.now.monotonic_ns;
+        if self.exports.get_mut(slot).origin_failed(now_ns) {
+            self.counters.set_export(slot, ExportCounter::OriginUp, 0);
+            self.emit(Effect::Notice(Notice::OriginDown { export: slot, error }));
+        }
+    }
+
+    fn origin_answered(&mut self, slot: ExportSlot) {
+        let export = self.exports.get_mut(slot);
+        let was_down = !export.origin_up;
+        export.origin_answered();
+        if was_down {
+            self.counters.set_export(slot, ExportCounter::OriginUp, 1);
+            self.emit(Effect::Notice(Notice::OriginUp { export: slot }));
+        }
+    }
+
+    /// Publishes what is only worth showing once per turn.
+    fn publish(&mut self) {
+        let counters = &self.counters;
+        let free = self.log.segments_free();
+        let used = self.log.next_use - self.log.oldest_use;
+        counters.set(Counter::SegmentsFree, free);
+        counters.set(Counter::SegmentsUsed, used);
+        counters.set(Counter::SegmentsReclaiming, u64::from(self.reclaim.is_active()));
+        counters.set(Counter::MergesUsed, self.merges.used() as u64);
+        counters.set(Counter::FetchesUsed, self.fetches.used() as u64);
+        let total = self.index.leaves_total();
+        counters.set(Counter::LeavesUsed, (total - self.index.leaves_free()) as u64);
+        counters.set(Counter::LeavesTotal, total as u64);
+        let destaging = self.destagers.iter().filter(|destager| destager.is_active()).count();
+        counters.set(Counter::DestagersUsed, destaging as u64);
+        for slot in self.exports.in_use() {
+            let export = self.exports.get(slot);
+            let bytes = |blocks: u64| blocks * BLOCK_BYTES_U64;
+            let oldest = if export.is_dirty() { export.oldest_dirty_wall_ns } else { 0 };
+            let set = |counter, value| counters.set_export(slot, counter, value);
+            set(ExportCounter::CachedBytes, bytes(self.index.cached_blocks(slot)));
+            set(ExportCounter::DirtyBytes, bytes(export.dirty.blocks));
+            set(ExportCounter::OldestDirtyNs, oldest);
+            set(ExportCounter::OriginUp, u64::from(export.origin_up));
+            set(ExportCounter::Damaged, u64::from(export.damaged));
+        }
+    }
 }
+
+/// The buffer of so many whole blocks, `first` blocks into another.
+fn blocks_of(buffer: Buffer, first: u32, blocks: u32) -> Buffer {
+    buffer.part(first * BLOCK_BYTES_U32, blocks * BLOCK_BYTES_U32)
+}
+
+const _: () = assert!(EXPORTS_MAX <= 64 && FETCHES_MAX < 1 << 16 && MERGES_MAX < 1 << 16);

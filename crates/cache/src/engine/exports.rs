@@ -1,0 +1,316 @@
+//! The exports: their epochs, watermarks, dirty accounts and the state of their origins.
+
+use super::tables::TicketQueue;
+use crate::config::{Mode, Order};
+use crate::geometry::LogAddress;
+use crate::limits::EXPORTS_MAX;
+use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Sequence};
+
+/// A place in the log between two records: which segment's summary, and where in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cursor {
+    /// The use of the segment.
+    pub segment_use: u64,
+    /// Bytes into its summary.
+    pub summary_at: usize,
+}
+
+/// Dirty data: what the origin lacks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DirtyAccount {
+    /// Blocks, zeroes and superseded versions included.
+    pub blocks: u64,
+    /// Blocks of log that it takes: payload, and a share of headers.
+    pub log_blocks: u64,
+}
+
+impl DirtyAccount {
+    /// Adds an entry.
+    pub fn add(&mut self, blocks: u64, payload_blocks: u64) {
+        self.blocks += blocks;
+        self.log_blocks += payload_blocks + 1;
+    }
+
+    /// Takes away what has reached the origin.
+    pub fn subtract(&mut self, other: Self) {
+        self.blocks -= other.blocks;
+        self.log_blocks -= other.log_blocks;
+    }
+}
+
+/// One export that is being served, or whose dirty data is kept (rule 16).
+#[derive(Debug)]
+pub struct Export {
+    /// The layer that owns its blocks.
+    pub layer: LayerId,
+    /// Whether it is configured: it has an origin and takes requests.
+    pub configured: bool,
+    /// Size in bytes.
+    pub size_bytes: u64,
+    /// When writes are answered.
+    pub mode: Mode,
+    /// In which order they reach the origin.
+    pub order: Order,
+    /// Most log blocks of dirty data.
+    pub dirty_log_blocks_max: u64,
+    /// How long a request waits for room or for an origin that is away.
+    pub wait_ns_max: u64,
+    /// The epoch of what is appended now.
+    pub epoch: u64,
+    /// Whether the epoch has anything in it yet.
+    epoch_has_entries: bool,
+    /// Whether the epoch ends with the open record.
+    epoch_ends: bool,
+    /// Whether the epoch began after the last closed record.
+    epoch_started: bool,
+    /// The highest sequence that the origin has, flushed.
+    pub watermark: Sequence,
+    /// The log address behind the watermark's record: client data from here on is dirty.
+    pub watermark_end: LogAddress,
+    /// The first record that carries the watermark, once it is closed.
+    watermark_record: Option<Sequence>,
+    /// The place behind the watermark's record, to start over from.
+    pub watermark_cursor: Cursor,
+    /// The newest record with data that the origin must get.
+    pub newest_dirty: Sequence,
+    /// What the origin lacks.
+    pub dirty: DirtyAccount,
+    /// When the oldest of it was written: for operators.
+    pub oldest_dirty_wall_ns: u64,
+    /// When it became dirty: for the age trigger.
+    pub dirty_since_ns: u64,
+    /// Destage until the watermark reaches this.
+    pub destage_target: Sequence,
+    /// Whether destage may run at all.
+    pub destage_enabled: bool,
+    /// Whether strict destage stopped before damage (rule 25).
+    pub damaged: bool,
+    /// Whether a destager works on it.
+    pub destaging: bool,
+    /// Everything up to here was written to the origin, flushed or not.
+    pub origin_written: Sequence,
+    /// Whether the origin answered last time.
+    pub origin_up: bool,
+    /// When a failed origin is asked again.
+    pub retry_at_ns: u64,
+    /// How long to wait after the next failure.
+    pub backoff_ns: u64,
+    /// When destage last made progress.
+    pub progress_ns: u64,
+    /// Writes that wait for room in the log.
+    pub room_waiters: TicketQueue,
+    /// Writethrough requests that wait for the origin, in order of sequence.
+    pub origin_waiters: TicketQueue,
+}
+
+/// The first wait after an origin failed.
+pub const BACKOFF_NS_MIN: u64 = 100_000_000;
+/// The longest wait between two tries.
+pub const BACKOFF_NS_MAX: u64 = 5_000_000_000;
+
+impl Export {
+    /// Size in blocks; the last one may be partial.
+    pub const fn size_blocks(&self) -> u64 {
+        self.size_bytes.div_ceil(BLOCK_BYTES_U64)
+    }
+
+    /// Whether the origin lacks anything.
+    pub fn is_dirty(&self) -> bool {
+        self.newest_dirty > self.watermark
+    }
+
+    /// Whether the watermark would survive a power cut.
+    pub fn watermark_is_durable(&self, durable: Sequence) -> bool {
+        self.watermark_record.is_some_and(|record| record <= durable)
+    }
+
+    /// The origin has everything up to `sequence`, flushed.
+    pub fn advance_watermark(&mut self, sequence: Sequence, end: LogAddress, cursor: Cursor) {
+        assert!(sequence >= self.watermark, "a watermark only rises");
+        if sequence > self.watermark {
+            self.watermark = sequence;
+            self.watermark_record = None;
+        }
+        self.watermark_end = end;
+        self.watermark_cursor = cursor;
+    }
+
+    /// Notes an entry of client data in the open record.
+    pub fn note_entry(&mut self, sequence: Sequence) {
+        self.newest_dirty = sequence;
+        self.epoch_has_entries = true;
+    }
+
+    /// The origin answered.
+    pub fn origin_answered(&mut self) {
+        self.origin_up = true;
+        self.backoff_ns = BACKOFF_NS_MIN;
+    }
+
+    /// The origin failed: the next try waits longer. Returns whether it had been up.
+    pub fn origin_failed(&mut self, now_ns: u64) -> bool {
+        let was_up = std::mem::replace(&mut self.origin_up, false);
+        self.retry_at_ns = now_ns + self.backoff_ns;
+        self.backoff_ns = (self.backoff_ns * 2).min(BACKOFF_NS_MAX);
+        was_up
+    }
+}
+
+impl Export {
+    /// An export with nothing dirty, before recovery has seen the log.
+    pub fn new(layer: LayerId, size_bytes: u64) -> Self {
+        let start = Cursor { segment_use: 0, summary_at: 0 };
+        Self {
+            layer,
+            configured: false,
+            size_bytes,
+            mode: Mode::ReadOnly,
+            order: Order::Strict,
+            dirty_log_blocks_max: 0,
+            wait_ns_max: 0,
+            epoch: 1,
+            epoch_has_entries: false,
+            epoch_ends: false,
+            epoch_started: false,
+            watermark: Sequence(0),
+            watermark_end: LogAddress(0),
+            watermark_record: Some(Sequence(0)),
+            watermark_cursor: start,
+            newest_dirty: Sequence(0),
+            dirty: DirtyAccount::default(),
+            oldest_dirty_wall_ns: 0,
+            dirty_since_ns: 0,
+            destage_target: Sequence(0),
+            destage_enabled: true,
+            damaged: false,
+            destaging: false,
+            origin_written: Sequence(0),
+            origin_up: true,
+            retry_at_ns: 0,
+            backoff_ns: BACKOFF_NS_MIN,
+            progress_ns: 0,
+            room_waiters: TicketQueue::default(),
+            origin_waiters: TicketQueue::default(),
+        }
+    }
+}
+
+/// All exports, by slot.
+#[derive(Debug)]
+pub struct Exports {
+    slots: Box<[Option<Export>; EXPORTS_MAX]>,
+    in_use: Vec<ExportSlot>,
+}
+
+impl Exports {
+    /// From a list of slots.
+    pub fn new(list: Vec<(ExportSlot, Export)>) -> Self {
+        let mut slots = Box::new([const { None }; EXPORTS_MAX]);
+        let mut in_use = Vec::with_capacity(EXPORTS_MAX);
+        for (slot, export) in list {
+            slots[slot.index()] = Some(export);
+            in_use.push(slot);
+        }
+        Self { slots, in_use }
+    }
+
+    /// The slots in use.
+    pub fn in_use(&self) -> impl Iterator<Item = ExportSlot> + use<> {
+        let bits = self.in_use.iter().fold(0u64, |bits, slot| bits | slot.bit());
+        (0..EXPORTS_MAX as u8).map(ExportSlot).filter(move |slot| bits & slot.bit() != 0)
+    }
+
+    /// The export in a slot.
+    pub fn get(&self, slot: ExportSlot) -> &Export {
+        self.slots[slot.index()].as_ref().expect("an export in the slot")
+    }
+
+    /// The export in a slot, to change it.
+    pub fn get_mut(&mut self, slot: ExportSlot) -> &mut Export {
+        self.slots[slot.index()].as_mut().expect("an export in the slot")
+    }
+
+    /// The slot of a layer.
+    pub fn slot_of(&self, layer: u32) -> Option<ExportSlot> {
+        self.in_use.iter().copied().find(|&slot| self.get(slot).layer.0 == layer)
+    }
+
+    /// The address behind an export's watermark.
+    pub fn watermark_end(&self, slot: ExportSlot) -> LogAddress {
+        self.get(slot).watermark_end
+    }
+
+    /// Everything in use, to change it.
+    fn iter_mut(&mut self) -> impl Iterator<Item = (usize, &mut Export)> {
+        self.slots
+            .iter_mut()
+            .enumerate()
+            .filter_map(|(slot, export)| Some((slot, export.as_mut()?)))
+    }
+
+    /// Log blocks of dirty data of all exports.
+    pub fn dirty_log_blocks(&self) -> u64 {
+        self.in_use.iter().map(|&slot| self.get(slot).dirty.log_blocks).sum()
+    }
+
+    /// Per slot: the epoch that entries belong to now.
+    pub fn epochs(&self) -> [u64; EXPORTS_MAX] {
+        self.slots.each_ref().map(|export| export.as_ref().map_or(0, |export| export.epoch))
+    }
+
+    /// Per slot: the highest sequence that the origin has.
+    pub fn watermarks(&self) -> [u64; EXPORTS_MAX] {
+        self.slots.each_ref().map(|export| export.as_ref().map_or(0, |export| export.watermark.0))
+    }
+
+    /// The export's epoch ends: with the open record if there is one, otherwise here. Entries that
+    /// join the open record before it is closed were asked for before the flush was answered, so
+    /// they may belong to the epoch that it ends (decision 0003).
+    pub fn end_epoch(&mut self, slot: ExportSlot, record_is_open: bool) {
+        let export = self.get_mut(slot);
+        if !export.epoch_has_entries {
+            return;
+        }
+        if record_is_open {
+            export.epoch_ends = true;
+        } else {
+            export.begin_epoch();
+        }
+    }
+
+    /// The exports whose epoch began with the record that is being closed, a bit each.
+    pub fn take_epoch_starts(&mut self) -> u64 {
+        self.iter_mut().fold(0, |bits, (slot, export)| {
+            bits | u64::from(std::mem::take(&mut export.epoch_started)) << slot
+        })
+    }
+
+    /// A record was closed: it carries the watermarks, and epochs that end with it have ended.
+    pub fn record_closed(&mut self, sequence: Sequence) {
+        for (_, export) in self.iter_mut() {
+            export.watermark_record.get_or_insert(sequence);
+            if export.epoch_ends {
+                export.begin_epoch();
+            }
+        }
+    }
+}
+
+impl Export {
+    /// After recovery: a restart ends the epoch, since what survived has been flushed.
+    pub fn resume(&mut self, epoch: u64, now_ns: u64) {
+        self.epoch = epoch;
+        self.begin_epoch();
+        // The superblock of this life carries the watermark.
+        self.watermark_record = Some(Sequence(0));
+        self.dirty_since_ns = now_ns;
+        self.progress_ns = now_ns;
+    }
+
+    fn begin_epoch(&mut self) {
+        self.epoch += 1;
+        self.epoch_has_entries = false;
+        self.epoch_ends = false;
+        self.epoch_started = true;
+    }
+}

@@ -1,0 +1,393 @@
+//! Reclaim: makes the oldest segment writable again.
+//!
+//! ```text
+//!   Idle ──▶ Loading ──▶ Scanning ⇄ Reading ──▶ FlushingCopies ──▶ PersistingTail ──▶ Idle
+//! ```
+//!
+//! Cold clean blocks are forgotten, blocks that were hit are appended again, dirty blocks wait for
+//! destage. The order is rule 26: re-append, flush, a record with the new tail, flush, no pins,
+//! reuse.
+
+use super::api::IoError;
+use super::log::Privilege;
+use super::tables::IoOwner;
+use super::{Engine, blocks_of};
+use crate::counters::Counter;
+use crate::format::{
+    Entry, EntryFlags, EntryKind, Footer, SUMMARY_OFFSET, SummaryReader, SummaryRecord,
+};
+use crate::geometry::LogAddress;
+use crate::index::{IndexEntry, Place};
+use crate::limits::{BLOCK_BYTES_U32, RECLAIM_BYTES, SEGMENTS_RESERVED};
+use crate::units::{BLOCK_BYTES, Buffer, ExportSlot, Sequence};
+use zerocopy::FromBytes;
+
+/// Blocks that are copied forward at a time.
+const BATCH_BLOCKS: usize = RECLAIM_BYTES as usize / BLOCK_BYTES;
+/// Blocks looked at per turn: a bounded walk of the index between two turns of the ring.
+const BLOCKS_PER_TURN: u64 = 8192;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    Loading,
+    Scanning,
+    Reading,
+    FlushingCopies,
+    PersistingTail,
+}
+
+/// A clean block that was hit and goes to the head of the log.
+#[derive(Clone, Copy, Debug)]
+struct Survivor {
+    export: ExportSlot,
+    block: u64,
+    address: LogAddress,
+    version: u64,
+    intact: bool,
+}
+
+/// The state of the one reclaimer.
+#[derive(Debug)]
+pub struct Reclaim {
+    phase: Phase,
+    segment_use: u64,
+    summary_bytes: u32,
+    at: usize,
+    entry: usize,
+    block: u64,
+    survivors: Vec<Survivor>,
+    outstanding: usize,
+    /// The newest record with something copied forward.
+    copies: Sequence,
+    /// Exports whose dirty data stands in the way, a bit each.
+    blocked_by: u64,
+}
+
+impl Reclaim {
+    /// Nothing to do yet.
+    pub fn new() -> Self {
+        Self {
+            phase: Phase::Idle,
+            segment_use: 0,
+            summary_bytes: 0,
+            at: 0,
+            entry: 0,
+            block: 0,
+            survivors: Vec::with_capacity(BATCH_BLOCKS),
+            outstanding: 0,
+            copies: Sequence(0),
+            blocked_by: 0,
+        }
+    }
+
+    /// Whether a segment is being reclaimed.
+    pub fn is_active(&self) -> bool {
+        self.phase != Phase::Idle
+    }
+
+    /// Whether it waits for an export's dirty data to reach the origin.
+    pub fn is_blocked_by(&self, slot: ExportSlot) -> bool {
+        self.blocked_by & slot.bit() != 0
+    }
+}
+
+impl Engine {
+    /// Segments that should be free before reclaim rests.
+    fn segments_free_wanted(&self) -> u64 {
+        u64::from(SEGMENTS_RESERVED) + 2 + self.log.geometry.segments / 16
+    }
+
+    /// Starts and continues reclaiming while segments are short.
+    pub(super) fn run_reclaim(&mut self) {
+        if self.latched {
+            return;
+        }
+        let mut budget = BLOCKS_PER_TURN;
+        loop {
+            let before = (self.reclaim.phase, self.reclaim.segment_use);
+            match self.reclaim.phase {
+                Phase::Idle => self.start_reclaim(),
+                Phase::Scanning => self.scan(&mut budget),
+                Phase::Reading => self.append_survivors(),
+                Phase::FlushingCopies => self.move_tail(),
+                Phase::PersistingTail => self.free_segment(),
+                Phase::Loading => {}
+            }
+            if (self.reclaim.phase, self.reclaim.segment_use) == before {
+                return;
+            }
+        }
+    }
+
+    fn start_reclaim(&mut self) {
+        let segment_use = self.log.oldest_use;
+        if self.log.segments_free() >= self.segments_free_wanted()
+            || segment_use >= self.log.open_use()
+            || !self.log.has_footer(segment_use)
+            || self.ios.free() == 0
+        {
+            return;
+        }
+        let geometry = self.log.geometry;
+        let info = self.log.segments[geometry.segment(segment_use)];
+        self.reclaim.segment_use = segment_use;
+        self.reclaim.summary_bytes = info.summary_bytes;
+        self.reclaim.at = 0;
+        self.reclaim.entry = 0;
+        self.reclaim.block = 0;
+        self.reclaim.copies = Sequence(0);
+        let room = self.reclaim_summary_room();
+        if info.summary_bytes == 0 {
+            // Lost, and accepted as lost: there is nothing to keep.
+            self.reclaim.phase = Phase::Scanning;
+            return;
+        }
+        if let Some(summary) = self.log.resident_summary(segment_use) {
+            self.reserve.copy(summary, room.part(SUMMARY_OFFSET as u32, summary.length));
+            self.reclaim.phase = Phase::Scanning;
+            return;
+        }
+        let bytes = (SUMMARY_OFFSET as u32 + info.summary_bytes).next_multiple_of(BLOCK_BYTES_U32);
+        let address = geometry.address(segment_use, geometry.payload_blocks);
+        self.reclaim.phase = Phase::Loading;
+        self.device_read(IoOwner::ReclaimSummary, address, room.part(0, bytes));
+    }
+
+    fn reclaim_summary_room(&self) -> Buffer {
+        let length = self.log.geometry.footer_bytes();
+        Buffer { offset: self.plan.reclaim.offset, length }
+    }
+
+    fn reclaim_staging(&self) -> Buffer {
+        let room = self.reclaim_summary_room();
+        Buffer { offset: room.offset + u64::from(room.length), length: RECLAIM_BYTES }
+    }
+
+    /// Checks a footer that was read into `room` and returns the length of its summary.
+    pub(super) fn checked_summary(&self, room: Buffer, segment_use: u64) -> Option<u32> {
+        let geometry = self.log.geometry;
+        let bytes = self.reserve.bytes(room);
+        let footer = Footer::read_from_prefix(bytes).ok()?.0;
+        let length = footer.summary_bytes.get();
+        let expected = self.log.segments[geometry.segment(segment_use)].summary_bytes;
+        if footer.segment_use.get() != segment_use || length != expected {
+            return None;
+        }
+        let summary = &bytes[SUMMARY_OFFSET..SUMMARY_OFFSET + length as usize];
+        footer.check_summary(summary, geometry.payload_blocks).ok()?;
+        Some(length)
+    }
+
+    pub(super) fn reclaim_summary_done(&mut self, result: Result<(), IoError>) {
+        let segment_use = self.reclaim.segment_use;
+        self.unpin(self.log.geometry.address(segment_use, 0));
+        let checked = self.checked_summary(self.reclaim_summary_room(), segment_use);
+        match (result, checked) {
+            (Ok(()), Some(_)) => self.reclaim.phase = Phase::Scanning,
+            // Nobody knows what the segment holds any more: nothing may be reused (rule 4).
+            (Ok(()), None) => self.latch(IoError::Failed { errno: 5 }),
+            (Err(error), _) => self.latch(error),
+        }
+    }
+
+    /// Looks at the segment's entries: what is dirty stops it, what is clean is forgotten or kept.
+    fn scan(&mut self, budget: &mut u64) {
+        self.reclaim.blocked_by = 0;
+        while *budget > 0 {
+            let room = self.reclaim_summary_room();
+            let summary = room.part(SUMMARY_OFFSET as u32, self.reclaim.summary_bytes);
+            let mut reader = SummaryReader::at(self.reserve.bytes(summary), self.reclaim.at);
+            let Some((record, entries, _)) = reader.next() else {
+                return self.scan_finished();
+            };
+            let Some(entry) = entries.get(self.reclaim.entry).copied() else {
+                self.reclaim.at = reader.position();
+                self.reclaim.entry = 0;
+                continue;
+            };
+            let before = &entries[..self.reclaim.entry];
+            let payload: u64 = before.iter().map(|e| u64::from(e.payload_blocks())).sum();
+            let record = *record;
+            if !self.scan_entry(&record, &entry, payload, budget) {
+                return;
+            }
+            self.reclaim.entry += 1;
+            self.reclaim.block = 0;
+        }
+    }
+
+    /// Returns whether the entry is finished.
+    fn scan_entry(
+        &mut self,
+        record: &SummaryRecord,
+        entry: &Entry,
+        payload_before: u64,
+        budget: &mut u64,
+    ) -> bool {
+        let Some(slot) = self.exports.slot_of(entry.layer.get()) else { return true };
+        let version = if entry.kind().is_copy() { entry.version } else { record.sequence };
+        let watermark = self.exports.get(slot).watermark;
+        if entry.kind().is_client_data() && version.get() > watermark.0 {
+            self.reclaim.blocked_by |= slot.bit();
+            return false;
+        }
+        let geometry = self.log.geometry;
+        let header = geometry.address(self.reclaim.segment_use, record.offset_blocks.get());
+        let (first, count) = (entry.block.get(), u64::from(entry.count.get()));
+        if !entry.kind().has_payload() {
+            *budget = budget.saturating_sub(count / 512 + 1);
+            let zero = IndexEntry::zero(header);
+            self.index.replace_in_run(slot, first, count, zero, IndexEntry::MISSING);
+            return true;
+        }
+        while self.reclaim.block < count {
+            if *budget == 0 {
+                return false;
+            }
+            let block = first + self.reclaim.block;
+            let address = header.plus(1 + payload_before + self.reclaim.block);
+            let found = self.index.get(slot, block);
+            if found.place() == Place::Stored(address) {
+                if found.is_hit() && self.may_copy_forward() {
+                    if self.reclaim.survivors.len() == BATCH_BLOCKS {
+                        self.read_survivors();
+                        return false;
+                    }
+                    let version = version.get();
+                    let survivor = Survivor { export: slot, block, address, version, intact: true };
+                    self.reclaim.survivors.push(survivor);
+                } else {
+                    self.index.set(slot, block, IndexEntry::MISSING).expect("its leaf is there");
+                }
+            }
+            *budget -= 1;
+            self.reclaim.block += 1;
+        }
+        true
+    }
+
+    /// At the reserve, clean hits are dropped instead of copied (rule 27).
+    fn may_copy_forward(&self) -> bool {
+        self.log.segments_free() > u64::from(SEGMENTS_RESERVED)
+    }
+
+    fn scan_finished(&mut self) {
+        if self.reclaim.survivors.is_empty() {
+            self.log.want_durable(self.reclaim.copies);
+            self.reclaim.phase = Phase::FlushingCopies;
+        } else {
+            self.read_survivors();
+        }
+    }
+
+    /// Brings the survivors' payload into staging.
+    fn read_survivors(&mut self) {
+        let staging = self.reclaim_staging();
+        let mut first = 0;
+        while first < self.reclaim.survivors.len() {
+            let survivor = self.reclaim.survivors[first];
+            if let Some(frame) = self.log.resident(survivor.address) {
+                self.reserve.copy(frame, blocks_of(staging, first as u32, 1));
+                first += 1;
+                continue;
+            }
+            let run = self.reclaim.survivors[first..]
+                .iter()
+                .zip(0..)
+                .take_while(|(other, at)| other.address == survivor.address.plus(*at))
+                .count();
+            if self.ios.free() == 0 {
+                self.reclaim.survivors[first].intact = false;
+                first += 1;
+                continue;
+            }
+            let (at, blocks) = (first as u32, run as u32);
+            self.reclaim.outstanding += 1;
+            let owner = IoOwner::ReclaimRead { first: at, blocks };
+            self.device_read(owner, survivor.address, blocks_of(staging, at, blocks));
+            first += run;
+        }
+        self.reclaim.phase = Phase::Reading;
+    }
+
+    pub(super) fn reclaim_read_done(
+        &mut self,
+        first: u32,
+        blocks: u32,
+        result: Result<(), IoError>,
+    ) {
+        let staging = self.reclaim_staging();
+        self.unpin(self.reclaim.survivors[first as usize].address);
+        self.reclaim.outstanding -= 1;
+        for at in first..first + blocks {
+            let address = self.reclaim.survivors[at as usize].address;
+            let bytes = self.reserve.bytes(blocks_of(staging, at, 1));
+            let intact = result.is_ok() && self.log.verify(address, bytes);
+            self.reclaim.survivors[at as usize].intact = intact;
+        }
+    }
+
+    /// Appends the survivors whose index entry is still the one that was read (rule 10).
+    fn append_survivors(&mut self) {
+        if self.reclaim.outstanding > 0 {
+            return;
+        }
+        for at in 0..self.reclaim.survivors.len() {
+            let survivor = self.reclaim.survivors[at];
+            let Survivor { export, block, address, .. } = survivor;
+            if self.index.get(export, block).place() != Place::Stored(address) {
+                continue;
+            }
+            let room = survivor.intact && self.ensure_room(1, 1, Privilege::Ordinary).is_ok();
+            if !room {
+                self.index.set(export, block, IndexEntry::MISSING).expect("its leaf is there");
+                continue;
+            }
+            self.append_survivor(at, &survivor);
+        }
+        self.reclaim.survivors.clear();
+        self.reclaim.phase = Phase::Scanning;
+    }
+
+    fn append_survivor(&mut self, at: usize, survivor: &Survivor) {
+        let Survivor { export, block, version, .. } = *survivor;
+        let layer = self.exports.get(export).layer.0;
+        let mut entry = Entry::new(EntryKind::Reappend, EntryFlags::default(), layer, block, 1);
+        entry.version = version.into();
+        let (address, frame) = self.log.append(&entry, &mut self.reserve);
+        self.reserve.copy(blocks_of(self.reclaim_staging(), at as u32, 1), frame);
+        self.log.seal_payload(address, frame, &self.reserve);
+        let entry = IndexEntry::stored(address, false);
+        self.index.set(export, block, entry).expect("its leaf is there");
+        self.reclaim.copies = self.log.open().0;
+        self.counters.add(Counter::BlocksReappended, 1);
+        self.log.close_if_full(&mut self.reserve, &mut self.exports, self.now);
+    }
+
+    /// The copies are durable: the tail may leave the segment behind.
+    fn move_tail(&mut self) {
+        if self.log.durable() < self.reclaim.copies {
+            return;
+        }
+        let next = self.log.segments[self.log.geometry.segment(self.reclaim.segment_use + 1)];
+        self.log.set_tail(next.sequence_first);
+        self.log.want_record();
+        self.reclaim.phase = Phase::PersistingTail;
+    }
+
+    /// The new tail is durable and nobody reads the segment any more: it is free.
+    fn free_segment(&mut self) {
+        if !self.log.tail_is_durable() {
+            return self.log.want_record();
+        }
+        let segment = self.log.geometry.segment(self.reclaim.segment_use);
+        if self.log.segments[segment].pins > 0 {
+            return;
+        }
+        self.log.oldest_use += 1;
+        self.admission.log_wrapped();
+        self.counters.add(Counter::SegmentsReclaimed, 1);
+        self.reclaim.phase = Phase::Idle;
+    }
+}

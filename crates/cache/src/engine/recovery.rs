@@ -1,0 +1,513 @@
+//! Recovery: from what is on the device to an engine that serves. Clean and unclean restarts take
+//! the same way (rule 7), and a crash during recovery is a crash like any other.
+
+use super::control::CONTROLS_MAX;
+use super::destage::Destager;
+use super::exports::{Cursor, Export, Exports};
+use super::log::{Identity, Log, LogStart, SegmentInfo};
+use super::reclaim::Reclaim;
+use super::step::Op;
+use super::tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
+use super::{EFFECTS_MAX, Engine};
+use crate::config::{Config, ExportOptions, OpenedExport};
+use crate::counters::{Counters, ExportCounter};
+use crate::error::OpenError;
+use crate::format::{
+    Entry, EntryFlags, EntryKind, ExportTable, Footer, FooterBuilder, SUMMARY_OFFSET,
+    SummaryReader, SummaryRecord, Superblock, incarnation_nonce,
+};
+use crate::geometry::{Geometry, LogAddress};
+use crate::index::{Index, IndexEntry};
+use crate::layout;
+use crate::limits::{DEVICE_IOS_MAX, EXPORTS_MAX, FETCHES_MAX, MERGES_MAX};
+use crate::policy::Admission;
+use crate::reserve::{Reserve, ReservePlan};
+use crate::scan::{FoundSegment, LogFacts, Scanner};
+use crate::storage::Storage;
+use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Now, Sequence};
+use std::sync::Arc;
+use zerocopy::FromZeros;
+use zerocopy::little_endian::{U32, U64};
+
+/// Leaves that are always worth having: 16 MiB of memory.
+const LEAVES_MIN: u64 = 4096;
+
+/// What recovery did.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery {
+    /// The configured exports, in the order in which they were given.
+    pub exports: Vec<OpenedExport>,
+    /// The cache's UUID.
+    pub cache_uuid: [u8; 16],
+    /// This life of the cache.
+    pub incarnation: u64,
+    /// Records that were found and count.
+    pub records: u64,
+    /// Sequences that were durable and are lost, if that was accepted.
+    pub lost: Option<(u64, u64)>,
+}
+
+/// The state that recovery builds up, record by record.
+struct Rebuild {
+    geometry: Geometry,
+    index: Index,
+    exports: Exports,
+    epochs: [u64; EXPORTS_MAX],
+    checksums: Box<[u32]>,
+    segments: Box<[SegmentInfo]>,
+    oldest_use: Option<u64>,
+    next_use: u64,
+    /// The sequence that must come next.
+    expected: u64,
+    recovery: Recovery,
+}
+
+impl Engine {
+    /// Recovers the log, starts a new incarnation and is ready to serve.
+    ///
+    /// # Errors
+    /// See [`OpenError`]. Unless the device failed in the midst of it, nothing was written.
+    pub fn open(
+        storage: &mut dyn Storage,
+        reserve: Reserve,
+        plan: ReservePlan,
+        options: &[ExportOptions],
+        config: Config,
+        now: Now,
+    ) -> Result<(Self, Recovery), OpenError> {
+        // Rule 1: what is read from here on can no longer be taken back by a power cut.
+        storage.flush()?;
+        let mut superblock = layout::read_superblock(storage)?;
+        let mut table = layout::read_export_table(storage, &superblock.cache_uuid)?;
+        let generation = table.generation;
+        let next_layer = table.next_layer;
+        let mut rebuild = Rebuild::new(&superblock, &mut table, &plan, options, &config)?;
+        let geometry = rebuild.geometry;
+        let mut scanner = Scanner { storage, superblock: &superblock, geometry };
+        let (mut found, facts) = scanner.scan()?;
+        rebuild.seed(&facts);
+        rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
+        rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
+        if table.next_layer != next_layer {
+            debug_assert_eq!(table.generation, generation);
+            layout::write_export_table(storage, &mut table)?;
+        }
+        // Rule 5: the new life is durable in both copies before its first record.
+        superblock.incarnation = U64::new(superblock.incarnation.get() + 1);
+        superblock.first_sequence = U64::new(rebuild.expected);
+        superblock.tail = U64::new(facts.tail.min(rebuild.expected));
+        superblock.watermarks = facts.watermarks.map(U64::new);
+        layout::write_superblocks(storage, &mut superblock)?;
+        Ok(rebuild.into_engine(&superblock, reserve, plan, config, now))
+    }
+}
+
+impl Rebuild {
+    fn new(
+        superblock: &Superblock,
+        table: &mut ExportTable,
+        plan: &ReservePlan,
+        options: &[ExportOptions],
+        config: &Config,
+    ) -> Result<Self, OpenError> {
+        let segments = superblock.segments.get();
+        let segment_bytes = superblock.segment_bytes.get();
+        assert_eq!(plan.log.length % segment_bytes, 0, "a plan for this segment size");
+        let geometry =
+            Geometry::new(segment_bytes, segments, plan.log, u64::from(plan.log_segments));
+        let mut recovery = Recovery { cache_uuid: superblock.cache_uuid, ..Recovery::default() };
+        for option in options {
+            let (slot, known) = layout::register_export(table, option)?;
+            recovery.exports.push(OpenedExport {
+                slot,
+                name: option.name.clone(),
+                size_bytes: option.origin.size_bytes,
+                known,
+            });
+        }
+        let mut exports = Vec::new();
+        let mut export_blocks = [0; EXPORTS_MAX];
+        for (slot, record) in table.exports.iter().enumerate().filter(|(_, r)| !r.is_free()) {
+            let mut export = Export::new(LayerId(record.layer.get()), record.size_bytes.get());
+            let opened = recovery.exports.iter().position(|e| e.slot.index() == slot);
+            if let Some(option) = opened.map(|at| &options[at]) {
+                configure(&mut export, option, &geometry);
+            }
+            export_blocks[slot] = export.size_blocks();
+            exports.push((ExportSlot(slot as u8), export));
+        }
+        let all_leaves: u64 =
+            export_blocks.iter().map(|blocks| blocks.div_ceil(crate::index::LEAF_BLOCKS)).sum();
+        let budget = LEAVES_MIN.max(geometry.log_blocks() / 256);
+        let leaves =
+            config.index_leaves.unwrap_or(u32::try_from(all_leaves.min(budget)).expect("a budget"));
+        Ok(Self {
+            geometry,
+            index: Index::new(&export_blocks, leaves),
+            exports: Exports::new(exports),
+            epochs: [0; EXPORTS_MAX],
+            checksums: vec![0; geometry.log_blocks() as usize].into(),
+            segments: vec![SegmentInfo::default(); segments as usize].into(),
+            oldest_use: None,
+            next_use: 0,
+            expected: 0,
+            recovery,
+        })
+    }
+
+    /// Takes over what the newest headers say (rule 13).
+    fn seed(&mut self, facts: &LogFacts) {
+        self.expected = facts.tail;
+        for slot in self.exports.in_use() {
+            let export = self.exports.get_mut(slot);
+            let watermark = Sequence(facts.watermarks[slot.index()]);
+            let nowhere = Cursor { segment_use: 0, summary_at: 0 };
+            export.advance_watermark(watermark, LogAddress(0), nowhere);
+            export.newest_dirty = watermark;
+            export.origin_written = watermark;
+        }
+    }
+
+    /// Accepts contiguous sequences from the tail on, and enters them into the index.
+    fn replay(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        found: &mut [FoundSegment],
+        facts: &LogFacts,
+        accept_loss: bool,
+    ) -> Result<(), OpenError> {
+        let mut max_use = None;
+        for segment in found.iter_mut() {
+            max_use = max_use.max(Some(segment.segment_use));
+            let void_from = facts.void_from(segment.incarnation);
+            if segment.sequence_last < facts.tail || segment.sequence_first >= void_from {
+                continue;
+            }
+            let summary = scanner.summary(segment)?;
+            let last = self.replay_segment(segment, &summary, facts, void_from, accept_loss)?;
+            if let Some(walked) = &mut segment.walked {
+                walked.truncate(last);
+            }
+            segment.sequence_last = last;
+        }
+        if self.expected <= facts.durable {
+            self.lose(self.expected, facts.durable, accept_loss)?;
+            self.expected = facts.durable + 1;
+        }
+        if self.oldest_use.is_none() {
+            self.next_use = max_use.map_or(0, |newest: u64| newest + 1);
+        }
+        Ok(())
+    }
+
+    /// Notes that durable records are lost, or refuses to go on without them (rule 4).
+    fn lose(&mut self, first: u64, last: u64, accept_loss: bool) -> Result<(), OpenError> {
+        if !accept_loss {
+            return Err(OpenError::DurableDamaged { first, last });
+        }
+        let lost = self.recovery.lost.get_or_insert((first, last));
+        lost.1 = last;
+        Ok(())
+    }
+
+    /// Replays one segment; returns the last sequence that was accepted.
+    fn replay_segment(
+        &mut self,
+        segment: &FoundSegment,
+        summary: &[u8],
+        facts: &LogFacts,
+        void_from: u64,
+        accept_loss: bool,
+    ) -> Result<u64, OpenError> {
+        let mut reader = SummaryReader::new(summary);
+        let mut last = 0;
+        let mut is_first = true;
+        let mut epochs = segment.epochs;
+        loop {
+            let at = reader.position();
+            let Some((record, entries, sums)) = reader.next() else { break };
+            let sequence = record.sequence.get();
+            if sequence >= void_from || sequence < self.expected {
+                break;
+            }
+            if sequence > self.expected {
+                if self.expected > facts.durable {
+                    break;
+                }
+                self.lose(self.expected, sequence - 1, accept_loss)?;
+            }
+            // Above what is known to have been durable, payload is verified too (rule 4).
+            let intact = |walked: &crate::scan::WalkedSegment| {
+                walked.payload_is_intact(record.offset_blocks.get(), sums)
+            };
+            if sequence > facts.durable && !segment.walked.as_ref().is_none_or(intact) {
+                break;
+            }
+            if !is_first {
+                for (slot, epoch) in epochs.iter_mut().enumerate() {
+                    *epoch += record.epoch_starts.get() >> slot & 1;
+                }
+            } else {
+                self.accept_segment(segment, sequence);
+            }
+            is_first = false;
+            self.epochs = epochs;
+            let place = Cursor { segment_use: segment.segment_use, summary_at: at };
+            self.replay_record(place, reader.position(), record, entries, sums)?;
+            self.expected = sequence + 1;
+            self.recovery.records += 1;
+            last = sequence;
+        }
+        if last > 0 {
+            let info = &mut self.segments[self.geometry.segment(segment.segment_use)];
+            info.sequence_last = Sequence(last);
+            info.summary_bytes = u32::try_from(summary_length(summary, last)).expect("small");
+        }
+        Ok(last)
+    }
+
+    fn accept_segment(&mut self, segment: &FoundSegment, sequence: u64) {
+        if let Some(oldest) = self.oldest_use {
+            // Segments between that are lost, and accepted as lost, hold nothing.
+            for missing in self.next_use.max(oldest)..segment.segment_use {
+                let info = &mut self.segments[self.geometry.segment(missing)];
+                info.sequence_first = Sequence(sequence);
+            }
+        }
+        self.oldest_use.get_or_insert(segment.segment_use);
+        self.next_use = segment.segment_use + 1;
+        let info = &mut self.segments[self.geometry.segment(segment.segment_use)];
+        *info = SegmentInfo { sequence_first: Sequence(sequence), ..SegmentInfo::default() };
+    }
+
+    fn replay_record(
+        &mut self,
+        place: Cursor,
+        next_at: usize,
+        record: &SummaryRecord,
+        entries: &[Entry],
+        sums: &[U32],
+    ) -> Result<(), OpenError> {
+        let sequence = Sequence(record.sequence.get());
+        let header = self.geometry.address(place.segment_use, record.offset_blocks.get());
+        let end = header.plus(1 + u64::from(record.payload_blocks.get()));
+        let first = self.geometry.log_block(header) + 1;
+        for (room, sum) in self.checksums[first..].iter_mut().zip(sums) {
+            *room = sum.get();
+        }
+        // Up to the watermark everything is clean; the marks follow the replay.
+        for slot in self.exports.in_use() {
+            let export = self.exports.get_mut(slot);
+            if sequence <= export.watermark {
+                export.watermark_end = end;
+                export.watermark_cursor =
+                    Cursor { segment_use: place.segment_use, summary_at: next_at };
+            }
+        }
+        let mut payload = header.plus(1);
+        for entry in entries {
+            self.replay_entry(place, sequence, record.wall_ns.get(), header, payload, entry)?;
+            payload = payload.plus(u64::from(entry.payload_blocks()));
+        }
+        Ok(())
+    }
+
+    fn replay_entry(
+        &mut self,
+        place: Cursor,
+        sequence: Sequence,
+        wall_ns: u64,
+        header: LogAddress,
+        payload: LogAddress,
+        entry: &Entry,
+    ) -> Result<(), OpenError> {
+        let Some(slot) = self.exports.slot_of(entry.layer.get()) else { return Ok(()) };
+        let (first, count) = (entry.block.get(), u64::from(entry.count.get()));
+        let kind = entry.kind();
+        let version = if kind.is_copy() { Sequence(entry.version.get()) } else { sequence };
+        let export = self.exports.get_mut(slot);
+        if first + count > export.size_blocks() {
+            return Ok(());
+        }
+        let dirty = kind.is_client_data() && version > export.watermark;
+        if dirty {
+            if !export.is_dirty() {
+                export.watermark_cursor = place;
+                export.oldest_dirty_wall_ns = wall_ns;
+            }
+            export.newest_dirty = sequence;
+            export.dirty.add(count, u64::from(entry.payload_blocks()));
+        }
+        let is_void_copy =
+            matches!(kind, EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy) && !dirty;
+        if entry.flags().contains(EntryFlags::SUPERSEDED) || is_void_copy {
+            return Ok(());
+        }
+        if !kind.has_payload() {
+            return self.set(slot, first, count, |_| IndexEntry::zero(header));
+        }
+        self.set(slot, first, count, |offset| {
+            IndexEntry::stored(payload.plus(offset), kind.is_client_data())
+        })
+    }
+
+    /// Sets a run of blocks; clean leaves make room for what comes later.
+    fn set(
+        &mut self,
+        slot: ExportSlot,
+        first: u64,
+        count: u64,
+        entry: impl Fn(u64) -> IndexEntry,
+    ) -> Result<(), OpenError> {
+        let is_zero = !matches!(entry(0).place(), crate::index::Place::Stored(_));
+        let exports = &self.exports;
+        let tries = self.index.leaves_total();
+        let make_room = |index: &mut Index, needed: usize| {
+            while index.leaves_free() < needed {
+                if !index.evict_clean_leaf(tries, &|slot| exports.watermark_end(slot)) {
+                    let leaves = u32::try_from(tries).expect("a number of leaves");
+                    return Err(OpenError::IndexTooSmall { leaves });
+                }
+            }
+            Ok(())
+        };
+        if is_zero {
+            let needed = self.index.leaves_for_run(slot, first, count);
+            make_room(&mut self.index, needed)?;
+            self.index.set_run(slot, first, count, entry(0)).expect("room was made");
+            return Ok(());
+        }
+        for offset in 0..count {
+            while self.index.set(slot, first + offset, entry(offset)).is_err() {
+                make_room(&mut self.index, 1)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives every segment without a footer one, so that from now on only the newest segments are
+    /// ever walked. What they say was read after a flush (rule 8).
+    fn write_missing_footers(
+        &self,
+        storage: &mut dyn Storage,
+        superblock: &Superblock,
+        found: &[FoundSegment],
+        facts: &LogFacts,
+    ) -> Result<(), OpenError> {
+        for segment in found.iter().filter(|segment| segment.sequence_last > 0) {
+            let Some(walked) = &segment.walked else { continue };
+            if walked.summary.is_empty() || segment.sequence_last < facts.tail {
+                continue;
+            }
+            let mut room = vec![0; self.geometry.footer_bytes() as usize];
+            let end = SUMMARY_OFFSET + walked.summary.len();
+            room[SUMMARY_OFFSET..end].copy_from_slice(&walked.summary);
+            let mut fields = Footer::new_zeroed();
+            fields.cache_uuid = superblock.cache_uuid;
+            fields.incarnation = U64::new(segment.incarnation);
+            fields.first_sequence = U64::new(segment.first_sequence);
+            fields.segment_use = U64::new(segment.segment_use);
+            fields.sequence_first = U64::new(segment.sequence_first);
+            fields.sequence_last = U64::new(segment.sequence_last);
+            fields.durable = U64::new(segment.sequence_last);
+            fields.tail = U64::new(facts.tail);
+            fields.epochs = segment.epochs.map(U64::new);
+            fields.watermarks = facts.watermarks.map(U64::new);
+            let bytes = FooterBuilder::seal(&mut room, end, fields, &superblock.secret);
+            let address = self.geometry.address(segment.segment_use, self.geometry.payload_blocks);
+            storage.write(self.geometry.device_offset(address), &room[..bytes])?;
+        }
+        storage.flush()?;
+        Ok(())
+    }
+
+    fn into_engine(
+        mut self,
+        superblock: &Superblock,
+        reserve: Reserve,
+        plan: ReservePlan,
+        config: Config,
+        now: Now,
+    ) -> (Engine, Recovery) {
+        let counters = Arc::new(Counters::default());
+        for slot in self.exports.in_use() {
+            let epoch = self.epochs[slot.index()];
+            let export = self.exports.get_mut(slot);
+            export.resume(epoch, now.monotonic_ns);
+            counters.set_export(slot, ExportCounter::OriginUp, 1);
+        }
+        let incarnation = superblock.incarnation.get();
+        let identity = Identity {
+            cache_uuid: superblock.cache_uuid,
+            secret: superblock.secret,
+            incarnation,
+            nonce: incarnation_nonce(&superblock.secret, incarnation),
+            first_sequence: Sequence(self.expected),
+        };
+        let oldest_use = self.oldest_use.unwrap_or(self.next_use);
+        let has_wrapped = self.next_use >= self.geometry.segments;
+        let start = LogStart {
+            oldest_use,
+            next_use: self.next_use,
+            next_sequence: Sequence(self.expected),
+            tail: Sequence(superblock.tail.get()),
+            segments: self.segments,
+            checksums: self.checksums,
+        };
+        let requests = config.requests_max as usize;
+        let engine = Engine {
+            reserve,
+            plan,
+            counters,
+            effects: FixedQueue::new(EFFECTS_MAX),
+            log: Log::new(self.geometry, identity, start),
+            index: self.index,
+            exports: self.exports,
+            ops: vec![Op::default(); requests].into(),
+            links: TicketLinks::new(config.requests_max),
+            ios: IoTable::new(DEVICE_IOS_MAX),
+            merges: Slots::new(MERGES_MAX),
+            merge_waiters: TicketQueue::default(),
+            fetches: Slots::new(FETCHES_MAX),
+            wait_links: Slots::new(requests * 2 + 64),
+            fetch_waiters: TicketQueue::default(),
+            durable_waiters: TicketQueue::default(),
+            admission: Admission::new(has_wrapped),
+            destagers: Box::new(std::array::from_fn(|_| Destager::new())),
+            reclaim: Reclaim::new(),
+            controls: FixedQueue::new(CONTROLS_MAX),
+            latched: false,
+            stopping: false,
+            last_request_ns: now.monotonic_ns,
+            now,
+            config,
+        };
+        self.recovery.incarnation = incarnation;
+        (engine, self.recovery)
+    }
+}
+
+/// Bytes of a summary up to and including a record.
+fn summary_length(summary: &[u8], sequence_last: u64) -> usize {
+    let mut reader = SummaryReader::new(summary);
+    let mut end = 0;
+    while let Some((record, _, _)) = reader.next() {
+        if record.sequence.get() > sequence_last {
+            break;
+        }
+        end = reader.position();
+    }
+    end
+}
+
+/// Takes over what the operator asked for.
+fn configure(export: &mut Export, option: &ExportOptions, geometry: &Geometry) {
+    export.configured = true;
+    export.mode = option.mode;
+    export.order = option.order;
+    export.wait_ns_max = option.wait_ns_max;
+    // Rule 15: a lap of the log always frees space.
+    let most = geometry.log_blocks() / 4 * 3;
+    let asked = option.dirty_bytes_max.map_or(most, |bytes| bytes / BLOCK_BYTES_U64);
+    export.dirty_log_blocks_max = asked.clamp(1, most);
+}
