@@ -1,13 +1,13 @@
 /**
  * Every error that an operator can see: its code, its sentence and its exit code, in one place.
  *
- * A sentence says what was found and what to do about it. Exit code 2 means that nothing will
- * change until somebody changes the input, so a service manager should not try again.
+ * A sentence says what was found and what to do about it. Exit code 2 means that the input has to
+ * change, so a service manager should not try again; a device that is missing may still appear.
  */
 
 /** Something failed; the same command may work later. */
 export const EXIT_FAILED = 1;
-/** The input is wrong, or the daemon refuses to touch what it was given. */
+/** The input is wrong: the same command will fail again. */
 export const EXIT_REFUSED = 2;
 
 interface Definition<Fields extends readonly unknown[]> {
@@ -29,7 +29,6 @@ function refused<Fields extends readonly string[]>(
 
 /** The registry: one entry per code. */
 export const ERRORS = {
-  RF_USAGE: refused((problem: string) => problem),
   RF_SIZE: refused(
     (text: string) =>
       `"${text}" is not a size: write a whole number, alone for bytes or with KiB, MiB, GiB or TiB.`,
@@ -84,7 +83,7 @@ export const ERRORS = {
     (what: string, option: string, key: string) =>
       `No ${what} was given: say ${option} on the command line or ${key} in the configuration.`,
   ),
-  RF_DEVICE_MISSING: refused(
+  RF_DEVICE_MISSING: failed(
     (role: string, path: string) =>
       `The ${role} ${path} does not exist: check the path, and that the device is attached.`,
   ),
@@ -92,25 +91,21 @@ export const ERRORS = {
     (role: string, path: string, kind: string) =>
       `The ${role} ${path} is a ${kind}: give a block device or a regular file.`,
   ),
-  RF_DEVICE_UNREADABLE: refused(
+  RF_DEVICE_UNREADABLE: failed(
     (role: string, path: string, reason: string) =>
       `The ${role} ${path} cannot be opened: ${reason}.`,
   ),
-  RF_DEVICE_MOUNTED: refused(
+  RF_DEVICE_MOUNTED: failed(
     (role: string, path: string, where: string) =>
       `The ${role} ${path} is in use: ${where}; unmount it first, or give another device.`,
   ),
-  RF_DEVICE_HELD: refused(
+  RF_DEVICE_HELD: failed(
     (role: string, path: string, holder: string) =>
       `The ${role} ${path} is held open by ${holder}: stop that first, or give another device.`,
   ),
-  RF_SIGNATURES_UNKNOWN: refused(
+  RF_SIGNATURES_UNKNOWN: failed(
     (path: string, reason: string) =>
       `What ${path} holds could not be looked up with wipefs, so it is left alone: ${reason}.`,
-  ),
-  RF_CACHE_NOT_FORMATTED: refused(
-    (path: string) =>
-      `The device ${path} holds no ringfence cache: format it with "ringfence format ${path}".`,
   ),
   RF_CACHE_DIRTY: refused(
     (path: string, uuid: string, dirty: string) =>
@@ -125,7 +120,7 @@ export const ERRORS = {
   RF_NOT_CONFIRMED: refused(
     (path: string) => `${path} was left as it is: answer "yes" or give --yes to format it.`,
   ),
-  RF_FORMAT: refused((path: string, reason: string) => `${path} was not formatted: ${reason}.`),
+  RF_FORMAT: failed((path: string, reason: string) => `${path} was not formatted: ${reason}.`),
   RF_NATIVE_MISSING: failed(
     (reason: string) =>
       `The native part of ringfence could not be loaded: run "npm run build" first (${reason}).`,
@@ -134,8 +129,8 @@ export const ERRORS = {
     (counter: string) =>
       `The native part of ringfence does not count "${counter}": run "npm run build" again.`,
   ),
-  RF_UNSUITABLE: refused((advice: string) => `The daemon cannot run here: ${advice}`),
-  RF_OPEN: refused((reason: string) => `The cache cannot be served: ${reason}.`),
+  RF_UNSUITABLE: failed((advice: string) => `The daemon cannot run here: ${advice}`),
+  RF_OPEN: failed((reason: string) => `The cache cannot be served: ${reason}.`),
   RF_LISTEN: failed((reason: string) => `Clients cannot be served: ${reason}.`),
   RF_METRICS_LISTEN: failed(
     (address: string, reason: string) =>
