@@ -248,6 +248,8 @@ test('INFO and GO must be well formed to the last byte', (t) => {
     pack(whole, [2, 0]),
     pack([4, 0xffffffff], 'first', [2, 0]),
     pack([4, 6], 'first', [2, 0]),
+    pack([4, 6], 'first', [2, 0x3131]),
+    pack([4, 7], 'first', [2, 0x3131]),
     pack([4, 4], 'first', [2, 0]),
     pack([4, 5], 'first', [2, 0xffff]),
     pack([4, 2], [2, 0xc328], [2, 0]),

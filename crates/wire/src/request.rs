@@ -133,11 +133,15 @@ impl RequestHeader {
         })
     }
 
-    /// Refuses the request with `error`, whatever it is: for a server that is stopping.
+    /// Refuses the request with `error`, whatever it asks for: for a server that is stopping. A
+    /// client that leaves is not refused, since `NBD_CMD_DISC` has no reply.
     ///
     /// # Errors
-    /// Always the rejection: a disconnection where the payload is too large to be consumed.
-    pub fn refuse<T>(&self, error: ErrorCode) -> Result<T, Rejection> {
+    /// The refusal; a disconnection where the payload is too large to be consumed.
+    pub fn refuse(&self, error: ErrorCode) -> Result<Request, Rejection> {
+        if self.command == Command::Disconnect {
+            return Ok(Request { cookie: self.cookie, operation: Operation::Disconnect });
+        }
         let payload_bytes = match self.command {
             Command::Write => self.length,
             _ => 0,
@@ -157,10 +161,10 @@ impl RequestHeader {
     /// What to answer, or that the connection must be dropped.
     pub fn validate(&self, limits: ExportLimits, style: ReplyStyle) -> Result<Request, Rejection> {
         let Self { cookie, command, offset, length, .. } = *self;
+        let structured = style == ReplyStyle::Structured;
         if command == Command::Disconnect {
             return Ok(Request { cookie, operation: Operation::Disconnect });
         }
-        let structured = style == ReplyStyle::Structured;
         let Some(flags) = CommandFlags::check(self.flag_bits, command, structured) else {
             return self.refuse(ErrorCode::Invalid);
         };
