@@ -41,7 +41,7 @@ pub fn format(storage: &mut dyn Storage, options: &FormatOptions) -> Result<(), 
         storage.write(offset, &table.seal())?;
     }
     storage.flush()?;
-    let mut superblock = Superblock::new();
+    let mut superblock = Superblock::of_current_version();
     superblock.cache_uuid = options.uuid;
     superblock.secret = options.secret;
     superblock.device_bytes = U64::new(size_bytes);

@@ -82,5 +82,5 @@ const _: () = {
         (RECORD_BLOCKS_MAX as u64 + 1) * BLOCK_BYTES_U64
             <= SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN)
     );
-    assert!(SEGMENTS_MIN >= 2 * SEGMENTS_RESERVED + 1);
+    assert!(SEGMENTS_MIN > 2 * SEGMENTS_RESERVED);
 };

@@ -72,7 +72,8 @@ impl Buffer {
     /// When the part does not lie inside the buffer.
     #[must_use]
     pub fn part(self, skip: u32, length: u32) -> Self {
-        assert!(skip as u64 + length as u64 <= self.length as u64, "part outside its buffer");
+        let end = u64::from(skip) + u64::from(length);
+        assert!(end <= u64::from(self.length), "part outside its buffer");
         Self { offset: self.offset + u64::from(skip), length }
     }
 }

@@ -55,7 +55,7 @@ const _: () = {
 impl Superblock {
     /// A superblock of the current version, all else zero.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn of_current_version() -> Self {
         let mut block = Self::new_zeroed();
         block.magic = MAGIC;
         block.version = U32::new(super::FORMAT_VERSION);
@@ -103,7 +103,7 @@ mod tests {
 
     #[test]
     fn every_flipped_bit_of_a_superblock_is_seen() {
-        let mut block = Superblock::new();
+        let mut block = Superblock::of_current_version();
         block.cache_uuid = [7; 16];
         let bytes = block.seal().to_vec();
         assert!(Superblock::parse(&bytes).is_ok());
