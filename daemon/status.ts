@@ -1,6 +1,6 @@
 /** What `status --json` says: the shape is fixed, byte counts are integers. */
 
-import type { Snapshot } from '../metrics/counters.ts';
+import { type Snapshot, segmentCounts } from '../metrics/counters.ts';
 import type { Config } from './config.ts';
 import type { Mode, Order } from './exports.ts';
 import type { Guard, NativeOpened } from './native.ts';
@@ -27,6 +27,8 @@ export interface Status {
     readonly uuid: string;
     readonly size_bytes: number;
     readonly used_bytes: number;
+    /** What the origins of exports lack that the cache knows but does not serve now. */
+    readonly unserved_dirty_bytes: number;
     readonly segment_bytes: number;
     readonly segments: {
       readonly free: number;
@@ -62,17 +64,14 @@ export function buildStatus(
   opened: NativeOpened,
   snapshot: Snapshot,
 ): Status {
-  const segments = {
-    free: Number(snapshot.engine('segmentsFree')),
-    used: Number(snapshot.engine('segmentsUsed')),
-    reclaiming: Number(snapshot.engine('segmentsReclaiming')),
-  };
+  const segments = segmentCounts(snapshot);
   return {
     cache: {
       path: config.cache,
       uuid: opened.cacheUuid,
       size_bytes: Number(opened.deviceBytes),
       used_bytes: (segments.used + segments.reclaiming) * Number(opened.segmentBytes),
+      unserved_dirty_bytes: unservedDirtyBytes(opened, snapshot),
       segment_bytes: Number(opened.segmentBytes),
       segments,
       latched: snapshot.engine('latched') !== 0n,
@@ -97,8 +96,18 @@ export function buildStatus(
   };
 }
 
+/** Dirty data outlives the configuration of its export; `doctor --cache` names the export. */
+function unservedDirtyBytes({ exports }: NativeOpened, snapshot: Snapshot): number {
+  const served = new Set(exports.map(({ slot }) => slot));
+  let bytes = 0n;
+  for (let slot = 0; slot < snapshot.layout.exportsMax; slot += 1) {
+    if (!served.has(slot)) bytes += snapshot.ofExport(slot, 'dirtyBytes');
+  }
+  return Number(bytes);
+}
+
 /** Guards by their measure. */
-export function guardStatus(guards: readonly Guard[]): Status['guards'] {
+function guardStatus(guards: readonly Guard[]): Status['guards'] {
   return Object.fromEntries(guards.map(({ measure, up, advice }) => [measure, { up, advice }]));
 }
 

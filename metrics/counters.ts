@@ -112,6 +112,14 @@ export function takeSnapshot(
   };
 }
 
+/** Segments by what they are used for; each is counted once. */
+export function segmentCounts(snapshot: Snapshot) {
+  const reclaiming = Number(snapshot.engine('segmentsReclaiming'));
+  // The engine counts a segment that is being reclaimed among those that hold data.
+  const used = Math.max(0, Number(snapshot.engine('segmentsUsed')) - reclaiming);
+  return { free: Number(snapshot.engine('segmentsFree')), used, reclaiming };
+}
+
 function indexOf(names: readonly string[], name: string): number {
   const index = names.indexOf(name);
   if (index < 0) throw ringfenceError('RF_NATIVE_MISMATCH', [name]);

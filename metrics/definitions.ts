@@ -1,7 +1,7 @@
 /** Every metric of the cache: name, meaning, labels, and where its values come from. */
 
 import type { Guard } from '../daemon/native.ts';
-import type { OperationCounters, Snapshot } from './counters.ts';
+import { type OperationCounters, type Snapshot, segmentCounts } from './counters.ts';
 
 /** Labels of a sample. */
 export type Labels = Readonly<Record<string, string>>;
@@ -285,13 +285,9 @@ const DEVICE_METRICS: readonly MetricDefinition[] = [
     type: 'gauge',
     labels: ['state'],
     samples: ({ snapshot }) =>
-      Object.entries({
-        free: 'segmentsFree',
-        used: 'segmentsUsed',
-        reclaiming: 'segmentsReclaiming',
-      }).map(([state, counter]) => ({
+      Object.entries(segmentCounts(snapshot)).map(([state, value]) => ({
         labels: { state },
-        value: Number(snapshot.engine(counter)),
+        value,
       })),
   },
 ];

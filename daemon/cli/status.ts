@@ -45,6 +45,13 @@ export function statusText(status: Status): string {
     '',
     ...guardLines(measures),
   ];
+  if (cache.unserved_dirty_bytes > 0) {
+    const dirty = size(cache.unserved_dirty_bytes);
+    lines.push(
+      '',
+      `The cache holds ${dirty} for exports that are not served: serve and drain them.`,
+    );
+  }
   if (cache.latched) {
     lines.push('', 'The cache device failed: writes and flushes give EIO until a restart.');
   }

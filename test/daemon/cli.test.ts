@@ -290,6 +290,7 @@ const STATUS: Status = {
     uuid: DESCRIPTION.uuid,
     size_bytes: 1 << 30,
     used_bytes: 1 << 29,
+    unserved_dirty_bytes: 4096,
     segment_bytes: 1 << 24,
     segments: { free: 30, used: 32, reclaiming: 0 },
     latched: true,
@@ -312,6 +313,7 @@ test('status is JSON for programs and a table for people', async (t) => {
   t.is(await people.run('status', '--control', control), 0);
   t.regex(people.output, /512 MiB of 1 GiB in use/);
   t.regex(people.output, /io_flusher +down +Give it a capability\./);
+  t.regex(people.output, /holds 4 KiB for exports that are not served/);
   t.regex(people.output, /The cache device failed/);
 });
 

@@ -102,13 +102,14 @@ test('the status has its fixed shape, with integers for bytes', async (t) => {
   self.native.guards = [{ measure: 'io_flusher', up: false, advice: 'Give it a capability.' }];
   self.native.counterValues[PLACES.engine('segmentsUsed')] = 3n;
   self.native.counterValues[PLACES.ofExport(0, 'dirtyBytes')] = 8192n;
+  self.native.counterValues[PLACES.ofExport(3, 'dirtyBytes')] = 4096n;
   self.native.counterValues[PLACES.ofExport(0, 'originUp')] = 1n;
   self.native.counterValues[PLACES.ofExport(0, 'damaged')] = 1n;
   self.native.counterValues[PLACES.pool('log')] = 64n;
   await self.start();
   const status = await askDaemon(self.config.control, { verb: 'status' });
   t.like(status, {
-    cache: { size_bytes: 64 << 20, used_bytes: 12 << 20, latched: false },
+    cache: { size_bytes: 64 << 20, used_bytes: 12 << 20, unserved_dirty_bytes: 4096 },
     reserve: { size_bytes: 64, used_bytes: 0 },
     guards: { io_flusher: { up: false, advice: 'Give it a capability.' } },
   });

@@ -83,6 +83,7 @@ test('values are in base units and under the right labels', async (t) => {
       [PLACES.ofExport(0, 'checksumErrorsDirty')]: 2n,
       [PLACES.pool('log')]: 100n,
       [PLACES.pool('log') + 1]: 30n,
+      [PLACES.engine('segmentsUsed')]: 5n,
       [PLACES.engine('segmentsReclaiming')]: 1n,
     }),
   );
@@ -98,6 +99,7 @@ test('values are in base units and under the right labels', async (t) => {
     'ringfence_checksum_errors_total{export="disk",kind="dirty"} 2',
     'ringfence_reserve_bytes{pool="log",state="used"} 30',
     'ringfence_reserve_bytes{pool="log",state="free"} 70',
+    'ringfence_segments{state="used"} 4',
     'ringfence_segments{state="reclaiming"} 1',
     'ringfence_guard{measure="memory_locked"} 1',
     'ringfence_guard{measure="io_flusher"} 0',
