@@ -193,11 +193,11 @@ impl Engine {
         self.run_fetch_retries();
         self.run_reclaim();
         self.run_destage();
+        self.run_controls();
         if !self.latched {
             self.log.close_if_due(&mut self.reserve, &mut self.exports, self.now);
             self.submit_log_writes();
         }
-        self.run_controls();
         self.publish();
     }
 
