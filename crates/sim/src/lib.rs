@@ -24,6 +24,7 @@ mod io;
 mod life;
 mod memory;
 pub mod origin;
+mod production;
 pub mod random;
 mod request;
 pub mod run;

@@ -52,6 +52,8 @@ pub struct Life<C> {
     steps: u64,
     steps_max: u64,
     empty_turns: u32,
+    /// Whether something was handed to the engine since the last end of a turn.
+    turn_open: bool,
     /// Where the engine's reserve is; after `core`, so that it is dropped later.
     _memory: Lease,
 }
@@ -77,6 +79,7 @@ impl<C: Core> Life<C> {
             steps: 0,
             steps_max: u64::MAX,
             empty_turns: 0,
+            turn_open: false,
             _memory: memory,
         }
     }
@@ -139,6 +142,10 @@ impl<C: Core> Life<C> {
     /// Lets time pass to the next thing that happens, and a little further. False when nothing
     /// ever will.
     fn turn(&mut self, world: &mut World) -> Result<bool, Violation> {
+        if self.turn_open {
+            self.step(world, Event::EndOfTurn)?;
+            return Ok(true);
+        }
         let planned_ns = self.queue.peek().map(|Reverse((at_ns, ..))| *at_ns);
         let deadline_ns = self.core.deadline_ns();
         let Some(next_ns) = planned_ns.into_iter().chain(deadline_ns).min() else {
@@ -217,6 +224,7 @@ impl<C: Core> Life<C> {
         self.steps += 1;
         world.tally.steps += 1;
         world.trace.mix(world.now_ns);
+        self.turn_open = event != Event::EndOfTurn;
         self.core.step(event, now(world));
         while let Some(effect) = self.core.next_effect() {
             self.execute(world, effect)?;

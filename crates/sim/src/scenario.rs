@@ -181,12 +181,10 @@ fn draw_export(index: u8, faults: &Faults, random: &mut Random) -> ExportScenari
 fn draw_config(random: &mut Random) -> Config {
     Config {
         requests_max: REQUESTS_MAX,
-        index_leaves: None,
         destage_high_percent: random.pick(&[1, 10, 50, 90]),
         destage_age_ns: random.magnitude(1_000_000, 5_000_000_000),
         destage_idle_ns: random.magnitude(100_000, 500_000_000),
-        accept_loss: false,
-        nonce: 0,
+        ..Config::default()
     }
 }
 

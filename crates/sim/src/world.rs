@@ -15,7 +15,7 @@ use crate::trace::{Sink, Trace};
 use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
 use ringfence_cache::{
-    Config, Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
+    Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
@@ -276,7 +276,7 @@ impl World {
         // SAFETY: the engine that owns the reserve is dropped before the lease: `Life` keeps them
         // in this order, and so does a failed or unwinding `open`.
         let reserve = unsafe { memory.reserve() };
-        let config = Config { nonce: self.random.word(), ..self.scenario.config.clone() };
+        let config = self.scenario.config.clone();
         let now = now(self);
         let mut storage = BlockingDevice::new(&mut self.device, cut_after);
         let opening =
