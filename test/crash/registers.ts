@@ -127,143 +127,164 @@ function show(write: Write): string {
   return `write ${write.id} (sent ${write.startTick}, answered ${answered}${durable})`;
 }
 
+/** All that the judge knows. */
+interface State {
+  readonly seed: number;
+  tick: number;
+  lastId: number;
+  /** Per sector, the writes that it may show, now or after a crash. */
+  readonly candidates: Write[][];
+  /** Answered, and covered by no answered flush. */
+  readonly undurable: Set<Write>;
+  readonly reads: Set<PendingRead>;
+}
+
+function nextTick(state: State): number {
+  state.tick += 1;
+  return state.tick;
+}
+
+/** Forgets what neither a crash nor a read that is under way can show any more. */
+function prune(state: State, write: Write): void {
+  for (const read of state.reads) {
+    if (write.answeredTick >= read.startTick) return;
+  }
+  for (let sector = write.firstSector; sector < write.firstSector + write.sectors; sector += 1) {
+    const list = state.candidates[sector];
+    if (list === undefined || list.length === 1) continue;
+    state.candidates[sector] = list.filter((older) => older === write || !hides(write, older));
+  }
+}
+
+function makeDurable(state: State, write: Write): void {
+  state.undurable.delete(write);
+  write.durable = true;
+  prune(state, write);
+}
+
+/**
+ * Judges one value: the write that it is from, or what is wrong with it.
+ *
+ * @param seenBy tick at which the reader had its answer
+ * @param counts which writes the reader can rely on
+ */
+function judge(
+  state: State,
+  sector: number,
+  value: number | string,
+  seenBy: number,
+  counts: (write: Write) => boolean,
+): Write | string {
+  if (typeof value === 'string') return value;
+  const list = state.candidates[sector] ?? [];
+  const matching = list.filter((write) => (value === 0 ? write.zero : write.id === value));
+  if (matching.length === 0) {
+    const known = list.map(show).join('; ');
+    return `shows write ${value}, which was replaced; possible: ${known}`;
+  }
+  let hidden = '';
+  for (const write of matching) {
+    const newer = list.find((other) => counts(other) && hides(other, write));
+    if (newer === undefined && write.startTick <= seenBy) return write;
+    hidden = newer === undefined ? 'from the future' : `although there is ${show(newer)}`;
+  }
+  return `shows ${matching.map(show).join(' or ')}, ${hidden}`;
+}
+
+/** Judges every sector of a range; `seen` is told what a good one shows. */
+function judgeAll(
+  state: State,
+  firstSector: number,
+  data: Uint8Array,
+  counts: (write: Write) => boolean,
+  seen: (sector: number, write: Write) => void,
+): Violation[] {
+  const words = asWords(data);
+  const violations: Violation[] = [];
+  for (let index = 0; index < data.length / SECTOR_BYTES; index += 1) {
+    const sector = firstSector + index;
+    const value = decodeSector(words, index * SECTOR_WORDS, sector, state.seed);
+    const verdict = judge(state, sector, value, state.tick, counts);
+    if (typeof verdict === 'string') violations.push({ sector, what: verdict });
+    else seen(sector, verdict);
+  }
+  return violations;
+}
+
+function beginWrite(state: State, firstSector: number, sectors: number, zero: boolean): Write {
+  state.lastId += 1;
+  const write: Write = {
+    id: state.lastId,
+    zero,
+    firstSector,
+    sectors,
+    startTick: nextTick(state),
+    answeredTick: Number.POSITIVE_INFINITY,
+    durable: false,
+  };
+  for (let index = 0; index < sectors; index += 1) {
+    state.candidates[firstSector + index]?.push(write);
+  }
+  return write;
+}
+
+function judgeAfterCrash(state: State, firstSector: number, data: Uint8Array): Violation[] {
+  const now = nextTick(state);
+  return judgeAll(
+    state,
+    firstSector,
+    data,
+    (write) => write.durable,
+    (sector, write) => {
+      state.undurable.delete(write);
+      // Recovery begins with a flush: what it shows it can never take back.
+      state.candidates[sector] = [{ ...write, answeredTick: now, durable: true }];
+    },
+  );
+}
+
 /** Makes the registers of a device of `sectors` sectors that read as zeroes. */
 export function createRegisters(sectors: number, seed: number): Registers {
-  let tick = 0;
-  let lastId = 0;
   const blank: Write = {
-    id: 0,
-    zero: true,
-    firstSector: 0,
-    sectors,
-    startTick: -1,
-    answeredTick: 0,
-    durable: true,
+    ...{ id: 0, zero: true, firstSector: 0, sectors },
+    ...{ startTick: -1, answeredTick: 0, durable: true },
   };
-  const candidates: Write[][] = Array.from({ length: sectors }, () => [blank]);
-  const undurable = new Set<Write>();
-  const reads = new Set<PendingRead>();
-
-  const oldestRead = (): number => {
-    let oldest = Number.POSITIVE_INFINITY;
-    for (const read of reads) oldest = Math.min(oldest, read.startTick);
-    return oldest;
+  const state: State = {
+    ...{ seed, tick: 0, lastId: 0 },
+    candidates: Array.from({ length: sectors }, () => [blank]),
+    undurable: new Set(),
+    reads: new Set(),
   };
-
-  /** Forgets what neither a crash nor a read that is under way can show any more. */
-  const prune = (write: Write): void => {
-    if (write.answeredTick >= oldestRead()) return;
-    for (let sector = write.firstSector; sector < write.firstSector + write.sectors; sector += 1) {
-      const list = candidates[sector];
-      if (list === undefined || list.length === 1) continue;
-      candidates[sector] = list.filter((older) => older === write || !hides(write, older));
-    }
-  };
-
-  const makeDurable = (write: Write): void => {
-    undurable.delete(write);
-    write.durable = true;
-    prune(write);
-  };
-
-  /** Judges one value; `counts` tells which writes the reader can rely on. */
-  const judge = (
-    sector: number,
-    value: number | string,
-    seenBy: number,
-    counts: (write: Write) => boolean,
-  ): { readonly write: Write } | Violation => {
-    if (typeof value === 'string') return { sector, what: value };
-    const list = candidates[sector] ?? [];
-    const matching = list.filter((w) => (value === 0 ? w.zero : w.id === value));
-    if (matching.length === 0) {
-      const known = list.map(show).join('; ');
-      return { sector, what: `shows write ${value}, which was replaced; possible: ${known}` };
-    }
-    let hidden = '';
-    for (const write of matching) {
-      const newer = list.find((other) => counts(other) && hides(other, write));
-      if (newer === undefined && write.startTick <= seenBy) return { write };
-      hidden = newer === undefined ? 'from the future' : `although there is ${show(newer)}`;
-    }
-    return { sector, what: `shows ${matching.map(show).join(' or ')}, ${hidden}` };
-  };
-
-  const judgeAll = (
-    firstSector: number,
-    data: Uint8Array,
-    visit: (sector: number, value: number | string) => Violation | null,
-  ): Violation[] => {
-    const words = asWords(data);
-    const violations: Violation[] = [];
-    for (let index = 0; index < data.length / SECTOR_BYTES; index += 1) {
-      const sector = firstSector + index;
-      const value = decodeSector(words, index * SECTOR_WORDS, sector, seed);
-      const violation = visit(sector, value);
-      if (violation !== null) violations.push(violation);
-    }
-    return violations;
-  };
-
   return {
-    beginWrite: (firstSector, count, zero = false) => {
-      lastId += 1;
-      tick += 1;
-      const write: Write = {
-        id: lastId,
-        zero,
-        firstSector,
-        sectors: count,
-        startTick: tick,
-        answeredTick: Number.POSITIVE_INFINITY,
-        durable: false,
-      };
-      for (let index = 0; index < count; index += 1) candidates[firstSector + index]?.push(write);
-      return write;
-    },
+    beginWrite: (firstSector, count, zero = false) => beginWrite(state, firstSector, count, zero),
     answerWrite: (write, durable = false) => {
-      tick += 1;
-      write.answeredTick = tick;
-      if (durable) makeDurable(write);
-      else undurable.add(write);
+      write.answeredTick = nextTick(state);
+      if (durable) makeDurable(state, write);
+      else state.undurable.add(write);
     },
     beginFlush: () => {
-      tick += 1;
-      return { covers: [...undurable] };
+      nextTick(state);
+      return { covers: [...state.undurable] };
     },
     answerFlush: (flush) => {
-      tick += 1;
-      for (const write of flush.covers) makeDurable(write);
+      nextTick(state);
+      for (const write of flush.covers) makeDurable(state, write);
     },
     beginRead: () => {
-      tick += 1;
-      const read = { startTick: tick };
-      reads.add(read);
+      const read = { startTick: nextTick(state) };
+      state.reads.add(read);
       return read;
     },
     answerRead: (read, firstSector, data) => {
-      tick += 1;
-      reads.delete(read);
+      nextTick(state);
+      state.reads.delete(read);
       const counts = (write: Write): boolean => write.answeredTick < read.startTick;
-      return judgeAll(firstSector, data, (sector, value) => {
-        const verdict = judge(sector, value, tick, counts);
-        return 'what' in verdict ? verdict : null;
-      });
+      return judgeAll(state, firstSector, data, counts, () => undefined);
     },
     dropRead: (read) => {
-      reads.delete(read);
+      state.reads.delete(read);
     },
-    judgeAfterCrash: (firstSector, data) => {
-      tick += 1;
-      return judgeAll(firstSector, data, (sector, value) => {
-        const verdict = judge(sector, value, tick, (write) => write.durable);
-        if ('what' in verdict) return verdict;
-        const survivor = { ...verdict.write, answeredTick: tick, durable: true };
-        undurable.delete(verdict.write);
-        candidates[sector] = [survivor];
-        return null;
-      });
-    },
-    undurableWrites: () => undurable.size,
+    judgeAfterCrash: (firstSector, data) => judgeAfterCrash(state, firstSector, data),
+    undurableWrites: () => state.undurable.size,
   };
 }

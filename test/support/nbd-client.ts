@@ -166,7 +166,11 @@ interface Pending {
   readonly reject: (error: Error) => void;
 }
 
-async function receiveReplies(reader: ExactReader, pending: Map<number, Pending>): Promise<void> {
+async function receiveReplies(
+  socket: Socket,
+  reader: ExactReader,
+  pending: Map<number, Pending>,
+): Promise<void> {
   try {
     for (;;) {
       const header = await reader.take(16);
@@ -185,6 +189,8 @@ async function receiveReplies(reader: ExactReader, pending: Map<number, Pending>
     }
   } catch (error) {
     const reason = error instanceof Error ? error : new Error(String(error));
+    // First, so that nothing new is sent that nobody would hear the answer of.
+    socket.destroy();
     for (const request of pending.values()) request.reject(reason);
     pending.clear();
   }
@@ -208,6 +214,33 @@ export function requestHeader(
   return header;
 }
 
+/** Sends a request and resolves with what it reads. */
+type Requester = (
+  command: number,
+  flags: number,
+  offset: number,
+  length: number,
+  payload: Uint8Array | null,
+) => Promise<Buffer>;
+
+function createRequester(socket: Socket, pending: Map<number, Pending>): Requester {
+  let lastCookie = 0;
+  return (command, flags, offset, length, payload) =>
+    new Promise((resolve, reject) => {
+      if (socket.destroyed) {
+        reject(new Error('connection closed'));
+        return;
+      }
+      lastCookie += 1;
+      const readLength = command === COMMAND.read ? length : 0;
+      pending.set(lastCookie, { readLength, resolve, reject });
+      socket.cork();
+      socket.write(requestHeader(command, flags, lastCookie, offset, length));
+      if (payload !== null) socket.write(payload);
+      socket.uncork();
+    });
+}
+
 /** Connects to an export. */
 export async function connectNbd(address: NbdAddress, name: string): Promise<NbdConnection> {
   const socket = connectSocket(
@@ -220,34 +253,8 @@ export async function connectNbd(address: NbdAddress, name: string): Promise<Nbd
     throw error;
   });
   const pending = new Map<number, Pending>();
-  let lastCookie = 0;
-  let closed = false;
-  void reader.gone.then(() => {
-    closed = true;
-  });
-  void receiveReplies(reader, pending).then(() => socket.destroy());
-
-  const request = (
-    command: number,
-    flags: number,
-    offset: number,
-    length: number,
-    payload: Uint8Array | null,
-  ): Promise<Buffer> =>
-    new Promise((resolve, reject) => {
-      if (closed || socket.destroyed) {
-        reject(new Error('connection closed'));
-        return;
-      }
-      lastCookie += 1;
-      const readLength = command === COMMAND.read ? length : 0;
-      pending.set(lastCookie, { readLength, resolve, reject });
-      socket.cork();
-      socket.write(requestHeader(command, flags, lastCookie, offset, length));
-      if (payload !== null) socket.write(payload);
-      socket.uncork();
-    });
-
+  const request = createRequester(socket, pending);
+  void receiveReplies(socket, reader, pending);
   return {
     sizeBytes,
     read: (offset, length) => request(COMMAND.read, 0, offset, length, null),
@@ -263,7 +270,7 @@ export async function connectNbd(address: NbdAddress, name: string): Promise<Nbd
     zero: async (offset, length) => {
       await request(COMMAND.zero, 0, offset, length, null);
     },
-    closed: () => closed,
+    closed: () => socket.destroyed,
     gone: () => reader.gone,
     disconnect: async () => {
       if (!socket.destroyed) {
