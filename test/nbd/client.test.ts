@@ -65,6 +65,10 @@ test('a server without GO is asked by name', (t) => {
   const { sent, end } = talk(parts);
   t.deepEqual(sent, Buffer.concat([...ASKED, option(EXPORT_NAME, 'disk')]));
   t.like(end, { type: 'begin', sizeBytes: 1n << 20n, blockSizes: null });
+  const other = reply(GO, INFORMATION, pack([2, 0], [8, 1 << 21], [2, 3]));
+  const half = talk([GREETING, AGREED, other, SIZES, reply(GO, UNSUPPORTED), answer]);
+  const { sizeBytes, transmissionFlags } = { sizeBytes: 1n << 20n, transmissionFlags: 1 };
+  t.like(half.end, { type: 'begin', sizeBytes, transmissionFlags, blockSizes: null });
 });
 
 test('a server without fixed newstyle is asked by name, and sends zeroes', (t) => {
