@@ -181,6 +181,8 @@ impl Rebuild {
             max_use = max_use.max(Some(segment.segment_use));
             let void_from = facts.void_from(segment.incarnation);
             if segment.sequence_last < facts.tail || segment.sequence_first >= void_from {
+                // Void or left behind: it must not get a footer that says otherwise.
+                segment.walked = None;
                 continue;
             }
             let summary = scanner.summary(segment)?;
@@ -396,7 +398,7 @@ impl Rebuild {
     ) -> Result<(), OpenError> {
         for segment in found.iter().filter(|segment| segment.sequence_last > 0) {
             let Some(walked) = &segment.walked else { continue };
-            if walked.summary.is_empty() || segment.sequence_last < facts.tail {
+            if walked.summary.is_empty() {
                 continue;
             }
             let mut room = vec![0; self.geometry.footer_bytes() as usize];

@@ -110,10 +110,17 @@ impl Engine {
         let is_write = matches!(request.command, Command::Write { .. });
         let partial = plan.partial().iter().flatten().count() as u32;
         let (entries, blocks) = if is_write { (1, plan.span.blocks) } else { (3, partial) };
+        let (first, count) = (plan.span.first, u64::from(plan.span.blocks));
         let leaves = if is_write {
-            self.index.leaves_needed(slot, plan.span.first, u64::from(plan.span.blocks))
+            self.index.leaves_needed(slot, first, count)
         } else {
-            2
+            // A leaf that becomes zero as a whole needs none, unless an edge of it is payload.
+            let whole = plan.whole();
+            let edges = plan.partial().into_iter().flatten();
+            let for_edges: usize = edges.map(|block| self.index.leaves_needed(slot, block, 1)).sum();
+            let most = self.index.leaves_needed(slot, first, count);
+            (self.index.leaves_for_run(slot, whole.first, whole.blocks.into()) + for_edges)
+                .min(most)
         };
         self.ensure_leaves(leaves)?;
         self.ensure_room(entries, blocks, Privilege::Ordinary)
