@@ -46,14 +46,6 @@ pub enum RuntimeError {
         /// What it has.
         block_bytes: u32,
     },
-    /// `O_DIRECT` refused.
-    #[error("{role} {path} does not take O_DIRECT: use a block device or another filesystem")]
-    NotDirect {
-        /// `cache device` or `origin`.
-        role: &'static str,
-        /// What was named.
-        path: PathBuf,
-    },
     /// An origin that is the cache device, or is served already.
     #[error("export {export}: its origin {path} is {what}: each export needs an origin of its own")]
     OriginTaken {
@@ -123,6 +115,12 @@ pub enum RuntimeError {
         what: &'static str,
         /// What the system said.
         source: io::Error,
+    },
+    /// The end was not orderly.
+    #[error("{what}")]
+    Shutdown {
+        /// What went wrong.
+        what: &'static str,
     },
     /// The ring has stopped.
     #[error("the ring has stopped")]

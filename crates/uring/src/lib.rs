@@ -3,15 +3,41 @@
 //!
 //! [`Runtime`] is the whole public interface; the Node-API binding wraps it.
 
+pub mod allocation;
 #[cfg(feature = "napi")]
 mod binding;
+mod clock;
+mod connection;
+pub mod core;
+mod counters;
+mod device;
 mod error;
+mod guards;
+mod memory;
+mod net;
+mod opening;
 mod options;
+mod origin;
+mod queue;
+mod replies;
+mod ring;
+mod ring_setup;
 mod runtime;
+mod shared;
+mod signal;
+mod spin;
+mod storage;
+mod thread;
+mod tickets;
+mod window;
 
+pub use counters::counter_layout;
 pub use error::RuntimeError;
+pub use guards::probe;
+pub use opening::{describe, format, open};
 pub use options::{
     CacheDescription, ConnectionId, ControlAction, CounterLayout, DescribedExport, ExportSpec,
     Guard, Listening, OpenSpec, Opened, OpenedExport, RuntimeEvent, format_uuid,
 };
-pub use runtime::{Runtime, counter_layout, describe, format, open, probe};
+pub use runtime::Runtime;
+pub use thread::{CoreSpec, start_core};

@@ -1,0 +1,147 @@
+//! Addresses: parsing, binding, listening. Done by the caller's thread; the ring only accepts.
+
+use crate::error::RuntimeError;
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::{OwnedFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+
+/// A socket that listens, and its address as bound.
+#[derive(Debug)]
+pub struct Listener {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// `unix:PATH` or `HOST:PORT`.
+    pub address: String,
+    /// Whether connections are TCP's.
+    pub tcp: bool,
+}
+
+/// Binds and listens on `unix:PATH` or `HOST:PORT`.
+///
+/// # Errors
+/// [`RuntimeError::Listen`].
+pub fn listen(address: &str) -> Result<Listener, RuntimeError> {
+    let fail = |reason: String| RuntimeError::Listen { address: address.to_owned(), reason };
+    if let Some(path) = address.strip_prefix("unix:") {
+        let listener = listen_unix(Path::new(path)).map_err(|error| fail(explain(&error)))?;
+        return Ok(Listener { fd: listener.into(), address: address.to_owned(), tcp: false });
+    }
+    if !address.contains(':') {
+        return Err(fail("an address is unix:PATH or HOST:PORT".to_owned()));
+    }
+    let addresses = address.to_socket_addrs().map_err(|error| fail(error.to_string()))?;
+    let addresses: Vec<SocketAddr> = addresses.collect();
+    let listener =
+        TcpListener::bind(addresses.as_slice()).map_err(|error| fail(explain(&error)))?;
+    let bound = listener.local_addr().map_err(|error| fail(error.to_string()))?;
+    Ok(Listener { fd: listener.into(), address: bound.to_string(), tcp: true })
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => {
+            "the address is in use: stop the program that has it, or choose another".to_owned()
+        }
+        io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::NotFound => "the socket's directory does not exist".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// A socket file that nobody answers on is left over from a process that was killed.
+fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            let is_socket =
+                std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
+            let refused = UnixStream::connect(path)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if !(is_socket && refused) {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            UnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}
+
+/// Who is at the other end, fixed in size so that the ring can pass it on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// Over the network.
+    Tcp(SocketAddr),
+    /// A process of this machine; 0 when it is not told.
+    Unix {
+        /// Its process id.
+        pid: i32,
+    },
+}
+
+impl std::fmt::Display for Peer {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(formatter, "{address}"),
+            Self::Unix { pid } => write!(formatter, "unix (process {pid})"),
+        }
+    }
+}
+
+/// Small replies go out at once, and the other end is asked for its name. No allocation: the
+/// standard library's calls here only use the stack.
+#[must_use]
+pub fn greet(fd: RawFd, tcp: bool) -> Peer {
+    if tcp {
+        // SAFETY: the descriptor is open, and stays so: `ManuallyDrop` never closes it.
+        let stream = unsafe {
+            use std::os::fd::FromRawFd;
+            std::mem::ManuallyDrop::new(TcpStream::from_raw_fd(fd))
+        };
+        let _only_slower = stream.set_nodelay(true);
+        let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
+        return Peer::Tcp(stream.peer_addr().unwrap_or(nowhere));
+    }
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `credentials` is a place of `length` bytes.
+    unsafe {
+        libc::getsockopt(
+            fd,
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    Peer::Unix { pid: credentials.pid }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::listen;
+
+    #[test]
+    fn a_stale_socket_is_replaced_and_a_busy_one_is_not() {
+        let path = std::env::temp_dir().join(format!("ringfence-net-{}", std::process::id()));
+        let address = format!("unix:{}", path.display());
+        let first = listen(&address).expect("the first");
+        let busy = listen(&address).expect_err("it is served");
+        assert!(busy.to_string().contains("in use"), "{busy}");
+        drop(first);
+        listen(&address).expect("the file is stale now");
+        std::fs::remove_file(&path).expect("ours");
+    }
+
+    #[test]
+    fn port_0_becomes_a_real_one_and_rubbish_is_refused() {
+        let listener = listen("127.0.0.1:0").expect("any port");
+        assert!(!listener.address.ends_with(":0"), "{}", listener.address);
+        let busy = listen(&listener.address).expect_err("it is taken");
+        assert!(busy.to_string().contains("in use"), "{busy}");
+        listen("nowhere").expect_err("no port");
+    }
+}

@@ -1,0 +1,298 @@
+//! The engine's I/Os: on the cache device and on the origins, until they have really ended.
+
+use super::Ring;
+use super::kernel::{Tag, file};
+use crate::core::Core;
+use crate::counters::OriginOp;
+use crate::memory::Mapping;
+use io_uring::{opcode, types};
+use ringfence_cache::limits::DEVICE_IOS_MAX;
+use ringfence_cache::units::ExportSlot;
+use ringfence_cache::{Buffer, Effect, Event, IoError, IoId};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// Origin requests with the kernel at once; more wait here. Fewer than the kernel's workers, so
+/// that an origin that hangs cannot keep the cache device's flushes from running.
+pub const ORIGIN_IOS_MAX: usize = 48;
+/// Zeroes written at a time where an origin cannot be told to make them.
+const ZERO_BYTES: u32 = 1 << 20;
+
+/// What an I/O does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    DeviceRead,
+    DeviceWrite,
+    DeviceFlush,
+    Origin { export: ExportSlot, op: OriginOp, may_punch_hole: bool },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Io {
+    id: IoId,
+    kind: Kind,
+    offset: u64,
+    buffer: Buffer,
+    length: u64,
+    /// Bytes that are transferred already.
+    done: u64,
+    /// Zeroes that are written, because the origin cannot be told to make them.
+    written_zeroes: bool,
+    started_ns: u64,
+}
+
+/// How an origin makes zeroes: the first that it takes, found out once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum ZeroMethod {
+    Punch,
+    Range,
+    Write,
+}
+
+/// An origin as the ring uses it.
+#[derive(Clone, Copy, Debug)]
+pub struct OriginTarget {
+    /// Where the last block ends that `O_DIRECT` can write.
+    whole_blocks_end: u64,
+    punch: ZeroMethod,
+    keep: ZeroMethod,
+}
+
+impl OriginTarget {
+    /// An origin whose whole blocks end there.
+    #[must_use]
+    pub const fn new(whole_blocks_end: u64) -> Self {
+        Self { whole_blocks_end, punch: ZeroMethod::Punch, keep: ZeroMethod::Range }
+    }
+}
+
+/// The table of I/Os.
+pub struct Ios {
+    table: Box<[Option<Io>]>,
+    free: Vec<u32>,
+    /// Origin I/Os that wait for their turn.
+    waiting: VecDeque<u32>,
+    origin_ios: usize,
+    /// By export slot.
+    targets: Box<[Option<OriginTarget>]>,
+    zeroes: Arc<Mapping>,
+}
+
+impl Ios {
+    /// For these origins, by export slot.
+    #[must_use]
+    pub fn new(targets: Box<[Option<OriginTarget>]>, zeroes: Arc<Mapping>) -> Self {
+        let count = DEVICE_IOS_MAX as u32;
+        Self {
+            table: (0..count).map(|_| None).collect(),
+            free: (0..count).rev().collect(),
+            waiting: VecDeque::with_capacity(DEVICE_IOS_MAX),
+            origin_ios: 0,
+            targets,
+            zeroes,
+        }
+    }
+
+    /// The memory that zeroes are written from.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn zeroes() -> Result<Arc<Mapping>, crate::RuntimeError> {
+        Mapping::new(u64::from(ZERO_BYTES)).map(Arc::new)
+    }
+
+    /// I/Os that have not ended.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.table.len() - self.free.len()
+    }
+
+    fn io(&mut self, index: u32) -> &mut Io {
+        self.table[index as usize].as_mut().expect("an I/O in flight")
+    }
+}
+
+impl<C: Core> Ring<C> {
+    /// Starts the I/O that an effect asks for.
+    pub(super) fn start_io(&mut self, effect: Effect) {
+        let nothing = Buffer { offset: 0, length: 0 };
+        let origin = |export, op| Kind::Origin { export, op, may_punch_hole: false };
+        let (id, kind, offset, buffer, length) = match effect {
+            Effect::DeviceRead { io, offset, buffer } => {
+                (io, Kind::DeviceRead, offset, buffer, u64::from(buffer.length))
+            }
+            Effect::DeviceWrite { io, offset, buffer } => {
+                (io, Kind::DeviceWrite, offset, buffer, u64::from(buffer.length))
+            }
+            Effect::DeviceFlush { io } => (io, Kind::DeviceFlush, 0, nothing, 0),
+            Effect::OriginRead { io, export, offset, buffer } => {
+                (io, origin(export, OriginOp::Read), offset, buffer, u64::from(buffer.length))
+            }
+            Effect::OriginWrite { io, export, offset, buffer } => {
+                (io, origin(export, OriginOp::Write), offset, buffer, u64::from(buffer.length))
+            }
+            Effect::OriginZero { io, export, offset, length, may_punch_hole } => {
+                let op = OriginOp::WriteZeroes;
+                (io, Kind::Origin { export, op, may_punch_hole }, offset, nothing, length)
+            }
+            Effect::OriginFlush { io, export } => {
+                (io, origin(export, OriginOp::Flush), 0, nothing, 0)
+            }
+            other => unreachable!("{other:?} is no I/O"),
+        };
+        let started_ns = self.now.monotonic_ns;
+        let index = self.ios.free.pop().expect("no more I/Os than DEVICE_IOS_MAX");
+        let io =
+            Io { id, kind, offset, buffer, length, done: 0, written_zeroes: false, started_ns };
+        self.ios.table[index as usize] = Some(io);
+        if matches!(kind, Kind::Origin { .. }) {
+            self.ios.waiting.push_back(index);
+            self.start_origin_ios();
+        } else {
+            self.push_io(index);
+        }
+    }
+
+    fn start_origin_ios(&mut self) {
+        while self.ios.origin_ios < ORIGIN_IOS_MAX {
+            let Some(index) = self.ios.waiting.pop_front() else { return };
+            self.ios.origin_ios += 1;
+            self.push_io(index);
+        }
+    }
+
+    /// Hands an I/O, or what is left of it, to the kernel.
+    fn push_io(&mut self, index: u32) {
+        let io = *self.ios.io(index);
+        let offset = io.offset + io.done;
+        let rest = |io: &Io| {
+            let done = u32::try_from(io.done).expect("a transfer of less than 4 GiB");
+            io.buffer.part(done, io.buffer.length - done)
+        };
+        match io.kind {
+            Kind::DeviceRead => self.kernel.push_read(index, file::CACHE, offset, rest(&io)),
+            Kind::DeviceWrite => self.kernel.push_write(index, file::CACHE, offset, rest(&io)),
+            Kind::DeviceFlush => self.kernel.push_flush(index, file::CACHE),
+            Kind::Origin { export, op, may_punch_hole } => {
+                let direct = file::ORIGINS + u32::from(export.0);
+                match op {
+                    OriginOp::Read | OriginOp::Write => {
+                        let (place, length) = self.origin_part(export, offset, io.length - io.done);
+                        let part = rest(&io).part(0, length as u32);
+                        if op == OriginOp::Read {
+                            self.kernel.push_read(index, place, offset, part);
+                        } else {
+                            self.kernel.push_write(index, place, offset, part);
+                        }
+                    }
+                    OriginOp::Flush => self.kernel.push_flush(index, direct),
+                    OriginOp::WriteZeroes => self.push_zeroes(index, &io, export, may_punch_hole),
+                }
+            }
+        }
+    }
+
+    /// The descriptor for a byte of an origin, and how much of `length` it can take in one go:
+    /// whole blocks directly, the rest through the page cache (rule 35).
+    fn origin_part(&self, export: ExportSlot, offset: u64, length: u64) -> (u32, u64) {
+        let target = self.ios.targets[export.index()].expect("an export with an origin");
+        if offset < target.whole_blocks_end {
+            let length = length.min(target.whole_blocks_end - offset);
+            (file::ORIGINS + u32::from(export.0), length)
+        } else {
+            (file::TAILS + u32::from(export.0), length)
+        }
+    }
+
+    fn push_zeroes(&mut self, index: u32, io: &Io, export: ExportSlot, may_punch_hole: bool) {
+        let target = self.ios.targets[export.index()].expect("an export with an origin");
+        let method = if may_punch_hole { target.punch } else { target.keep };
+        let (offset, length) = (io.offset + io.done, io.length - io.done);
+        let mode = match method {
+            ZeroMethod::Punch => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+            ZeroMethod::Range => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+            ZeroMethod::Write => {
+                let length = length.min(u64::from(ZERO_BYTES));
+                let (place, length) = self.origin_part(export, offset, length);
+                let zeroes = self.ios.zeroes.base().as_ptr();
+                self.ios.io(index).written_zeroes = true;
+                let entry = opcode::Write::new(types::Fixed(place), zeroes, length as u32)
+                    .offset(offset)
+                    .build();
+                self.kernel.push(Tag::Io, index, entry);
+                return;
+            }
+        };
+        let place = types::Fixed(file::ORIGINS + u32::from(export.0));
+        let entry = opcode::Fallocate::new(place, length).offset(offset).mode(mode).build();
+        self.kernel.push(Tag::Io, index, entry);
+    }
+
+    /// The kernel is done with an I/O, or with a part of it.
+    pub(super) fn io_completed(&mut self, index: u32, result: i32) {
+        let io = *self.ios.io(index);
+        let outcome = match result {
+            ..0 => match -result {
+                libc::EINTR | libc::EAGAIN => return self.push_io(index),
+                errno if self.weaken_zeroes(&io, errno) => return self.push_io(index),
+                errno => Err(IoError::Failed { errno }),
+            },
+            _ => match self.progress(index, result.cast_unsigned()) {
+                Progress::Ended => Ok(()),
+                Progress::Short => Err(IoError::Failed { errno: libc::EIO }),
+                Progress::More => return self.push_io(index),
+            },
+        };
+        self.ios.table[index as usize] = None;
+        self.ios.free.push(index);
+        if let Kind::Origin { export, op, .. } = io.kind {
+            self.ios.origin_ios -= 1;
+            let duration_ns = self.now.monotonic_ns.saturating_sub(io.started_ns);
+            let failed = outcome.is_err();
+            self.shared.counters.origin(export, op, io.length, duration_ns, failed);
+            self.start_origin_ios();
+        }
+        self.feed(Event::IoDone { io: io.id, result: outcome });
+    }
+
+    fn progress(&mut self, index: u32, bytes: u32) -> Progress {
+        let io = self.ios.io(index);
+        let transfers = match io.kind {
+            Kind::DeviceFlush | Kind::Origin { op: OriginOp::Flush, .. } => false,
+            Kind::Origin { op: OriginOp::WriteZeroes, .. } => io.written_zeroes,
+            _ => true,
+        };
+        if !transfers {
+            return Progress::Ended;
+        }
+        io.done += u64::from(bytes);
+        match io.done {
+            done if done == io.length => Progress::Ended,
+            _ if bytes == 0 => Progress::Short,
+            _ => Progress::More,
+        }
+    }
+
+    /// An origin that does not know how to make zeroes is asked in a simpler way from now on.
+    fn weaken_zeroes(&mut self, io: &Io, errno: i32) -> bool {
+        let Kind::Origin { export, op: OriginOp::WriteZeroes, may_punch_hole } = io.kind else {
+            return false;
+        };
+        let target = self.ios.targets[export.index()].as_mut().expect("an export with an origin");
+        let method = if may_punch_hole { &mut target.punch } else { &mut target.keep };
+        let unknown = [libc::EOPNOTSUPP, libc::ENOSYS, libc::EINVAL, libc::ENODEV];
+        if *method == ZeroMethod::Write || !unknown.contains(&errno) {
+            return false;
+        }
+        *method = if *method == ZeroMethod::Punch { ZeroMethod::Range } else { ZeroMethod::Write };
+        true
+    }
+}
+
+/// How far an I/O has come.
+enum Progress {
+    Ended,
+    More,
+    /// The device or file ends before the I/O does.
+    Short,
+}

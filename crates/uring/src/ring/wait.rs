@@ -1,0 +1,145 @@
+//! Between two turns: submitting, spinning, sleeping.
+
+use super::Ring;
+use super::kernel::{Tag, file};
+use crate::clock::monotonic_ns;
+use crate::connection::State;
+use crate::core::Core;
+use crate::counters::RingCounter;
+use crate::spin;
+use io_uring::{opcode, types};
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{Ordering, fence};
+
+impl<C: Core> Ring<C> {
+    /// Waits until there is something to do.
+    pub(super) fn wait(&mut self) {
+        if !self.runnable.is_empty() || self.commands.has_items() {
+            self.arm_spinning();
+            self.kernel.submit();
+            return;
+        }
+        let deadline_ns = self.deadline_ns();
+        if !self.spinning.is_empty() {
+            self.kernel.submit();
+            if self.spin_until(deadline_ns) {
+                return;
+            }
+            self.arm_spinning();
+        }
+        let idle_since_ns = monotonic_ns();
+        self.shared.sleeping.store(true, Ordering::Relaxed);
+        // A command put before the flag was seen rings no bell: look once more. The fence pairs
+        // with the one in `Runtime::command`.
+        fence(Ordering::SeqCst);
+        if self.commands.has_items() {
+            self.kernel.submit();
+        } else {
+            self.shared.counters.add(RingCounter::Sleeps, 1);
+            self.kernel.wait(deadline_ns);
+        }
+        self.shared.sleeping.store(false, Ordering::Relaxed);
+        self.spin.idle(monotonic_ns().saturating_sub(idle_since_ns));
+    }
+
+    /// The earliest thing that happens by itself.
+    fn deadline_ns(&self) -> Option<u64> {
+        let deadlines =
+            [self.core.deadline_ns(), self.handshake_deadline_ns, self.stop_deadline_ns()];
+        deadlines.into_iter().flatten().min()
+    }
+
+    /// Looks for work for a while. Returns whether there is some, or a deadline has passed.
+    fn spin_until(&mut self, deadline_ns: Option<u64>) -> bool {
+        let Some(limit_ns) = self.spin.limit_ns() else { return false };
+        self.shared.counters.add(RingCounter::Spins, 1);
+        let start_ns = monotonic_ns();
+        let end_ns = deadline_ns.map_or(u64::MAX, |deadline| deadline).min(start_ns + limit_ns);
+        loop {
+            let hit = self.try_receive() || self.kernel.has_completions();
+            let now_ns = monotonic_ns();
+            if hit || self.commands.has_items() {
+                self.shared.counters.add(RingCounter::SpinHits, 1);
+                self.spin.idle(now_ns - start_ns);
+                self.kernel.submit();
+                return true;
+            }
+            if now_ns >= end_ns {
+                let deadline_passed = deadline_ns.is_some_and(|deadline| now_ns >= deadline);
+                if !deadline_passed {
+                    self.spin.idle(now_ns - start_ns);
+                }
+                return deadline_passed;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Tries the spinning connections directly: whether one has received something.
+    fn try_receive(&mut self) -> bool {
+        let mut hit = false;
+        let mut position = 0;
+        while position < self.spinning.len() {
+            let slot = self.spinning[position];
+            let connection = &self.connections[usize::from(slot)];
+            let wanted = connection.wanted;
+            let (Ok(room), Some(fd)) = (connection.window.room(wanted), connection.fd.as_ref())
+            else {
+                unreachable!("a connection that spins has room and a socket");
+            };
+            self.shared.counters.add(RingCounter::SystemCalls, 1);
+            // SAFETY: the room is part of the connection's window, and no receive is in flight.
+            let result = unsafe {
+                libc::recv(
+                    fd.as_raw_fd(),
+                    self.kernel.address(room).cast(),
+                    super::transmit::receive_bytes(room) as usize,
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            if result < 0 {
+                let error = std::io::Error::last_os_error();
+                if error.kind() == std::io::ErrorKind::WouldBlock {
+                    position += 1;
+                    continue;
+                }
+            }
+            hit = true;
+            self.spinning.swap_remove(position);
+            self.connections[usize::from(slot)].spinning = false;
+            let result = match result {
+                0.. => i32::try_from(result).expect("no more than the room"),
+                _ => -std::io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO),
+            };
+            self.received(slot, result);
+        }
+        hit
+    }
+
+    /// Whether a connection that wants to receive is tried directly first.
+    pub(super) fn spins(&self) -> bool {
+        self.spinning.len() < spin::CONNECTIONS_MAX
+            && self.stopping.is_none()
+            && self.spin.limit_ns().is_some()
+    }
+
+    /// The ring is going to sleep: the kernel receives for those that were tried in vain.
+    fn arm_spinning(&mut self) {
+        while let Some(slot) = self.spinning.pop() {
+            let connection = &mut self.connections[usize::from(slot)];
+            connection.spinning = false;
+            if connection.state == State::Transmission {
+                self.push_receive(slot);
+            } else {
+                self.touch(slot);
+            }
+        }
+    }
+
+    /// Listens for the next command.
+    pub(super) fn arm_wake(&mut self) {
+        let value: *mut u64 = &raw mut *self.wake_value;
+        let entry = opcode::Read::new(types::Fixed(file::WAKE), value.cast(), 8).build();
+        self.kernel.push(Tag::Wake, 0, entry);
+    }
+}

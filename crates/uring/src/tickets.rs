@@ -1,0 +1,77 @@
+//! Steps in flight in the engine: a fixed table, one slot per ticket.
+
+use crate::counters::Op;
+use crate::window::Run;
+use ringfence_cache::Ticket;
+use ringfence_wire::Cookie;
+
+/// What has to be remembered of a step until it completes.
+#[derive(Clone, Copy, Debug)]
+pub struct Step {
+    /// Whose.
+    pub connection: u16,
+    /// What kind.
+    pub op: Op,
+    /// Whether it is one of several steps of a long request.
+    pub of_long: bool,
+    /// The client's name for the request.
+    pub cookie: Cookie,
+    /// First byte in the export.
+    pub offset: u64,
+    /// Length in bytes.
+    pub length: u64,
+    /// Bytes of the receive window that are held for it.
+    pub held: u32,
+    /// Frames of a read.
+    pub run: Run,
+    /// When it was decoded.
+    pub started_ns: u64,
+}
+
+/// The table.
+pub struct Tickets {
+    steps: Box<[Option<Step>]>,
+    free: Vec<u32>,
+}
+
+impl Tickets {
+    /// `count` free tickets.
+    #[must_use]
+    pub fn new(count: u32) -> Self {
+        Self { steps: (0..count).map(|_| None).collect(), free: (0..count).rev().collect() }
+    }
+
+    /// Whether one is free.
+    #[must_use]
+    pub fn any_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
+    /// Takes a ticket.
+    ///
+    /// # Panics
+    /// When none is free.
+    pub fn take(&mut self, step: Step) -> Ticket {
+        let ticket = self.free.pop().expect("a free ticket");
+        self.steps[ticket as usize] = Some(step);
+        Ticket(ticket)
+    }
+
+    /// The step of a ticket.
+    ///
+    /// # Panics
+    /// When the ticket is free.
+    pub fn step_mut(&mut self, ticket: Ticket) -> &mut Step {
+        self.steps[ticket.0 as usize].as_mut().expect("a ticket in flight")
+    }
+
+    /// Frees a ticket.
+    ///
+    /// # Panics
+    /// When it is free already.
+    pub fn give_back(&mut self, ticket: Ticket) -> Step {
+        let step = self.steps[ticket.0 as usize].take().expect("a ticket in flight");
+        self.free.push(ticket.0);
+        step
+    }
+}

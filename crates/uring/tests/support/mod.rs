@@ -1,0 +1,413 @@
+//! A ring over a disk in memory, a negotiation of four bytes, and a client that speaks raw NBD.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use ringfence_cache::{
+    Command, Effect, Event, IoError, Notice, Now, Request, RequestError, Reserve,
+};
+use ringfence_uring::core::Core;
+use ringfence_uring::{CoreSpec, Runtime, RuntimeEvent, start_core};
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+/// No reply for so long means that there will be none: only ever the end of a failing test.
+const PATIENCE: Duration = Duration::from_secs(20);
+static HOSTS: AtomicU32 = AtomicU32::new(0);
+
+/// What a test may do to the disk while it runs.
+#[derive(Debug, Default)]
+pub struct Switches {
+    /// Writes are neither consumed nor completed while this is set.
+    pub hold_writes: AtomicBool,
+    /// Reads of anything from this offset on fail; 0 for none.
+    pub reads_fail_from: AtomicU64,
+    /// Steps submitted so far.
+    pub steps: AtomicU64,
+}
+
+/// A disk in memory with the engine's contract.
+pub struct RamDisk {
+    reserve: Reserve,
+    exports: Vec<Vec<u8>>,
+    effects: VecDeque<Effect>,
+    held: VecDeque<Request>,
+    switches: Arc<Switches>,
+    deadline_ns: Option<u64>,
+}
+
+impl RamDisk {
+    fn execute(&mut self, request: Request) {
+        let Request { ticket, export, command, offset, length } = request;
+        let disk = &mut self.exports[export.index()];
+        let range = offset as usize..(offset + length) as usize;
+        let mut result = Ok(());
+        match command {
+            Command::Read { buffer } => {
+                let fail_from = self.switches.reads_fail_from.load(Ordering::SeqCst);
+                if fail_from > 0 && offset + length > fail_from {
+                    result = Err(RequestError::Io);
+                } else {
+                    let into = buffer.part((offset % 4096) as u32, length as u32);
+                    self.reserve.bytes_mut(into).copy_from_slice(&disk[range]);
+                }
+            }
+            Command::Write { buffer, .. } => {
+                assert_eq!(u64::from(buffer.length), length, "exactly the payload");
+                disk[range].copy_from_slice(self.reserve.bytes(buffer));
+                self.effects.push_back(Effect::Consumed { ticket });
+            }
+            Command::WriteZeroes { .. } | Command::Trim { .. } => {
+                // Larger exports than their memory exist for these alone.
+                let end = range.end.min(disk.len());
+                disk[range.start.min(end)..end].fill(0);
+            }
+            Command::Flush => {}
+        }
+        self.effects.push_back(Effect::Complete { ticket, result });
+    }
+}
+
+impl Core for RamDisk {
+    fn reserve(&mut self) -> &mut Reserve {
+        &mut self.reserve
+    }
+
+    fn step(&mut self, event: Event, now: Now) {
+        let hold = self.switches.hold_writes.load(Ordering::SeqCst);
+        match event {
+            Event::Submit(request) => {
+                self.switches.steps.fetch_add(1, Ordering::SeqCst);
+                if hold && matches!(request.command, Command::Write { .. }) {
+                    self.held.push_back(request);
+                } else {
+                    self.execute(request);
+                }
+            }
+            Event::EndOfTurn => {
+                if !hold && let Some(request) = self.held.pop_front() {
+                    self.execute(request);
+                }
+                let poll_ns = now.monotonic_ns + 1_000_000;
+                self.deadline_ns = (!self.held.is_empty()).then_some(poll_ns);
+            }
+            Event::Control { token, .. } => {
+                self.effects.push_back(Effect::ControlDone { token, result: Ok(()) });
+                let error = IoError::Failed { errno: 5 };
+                self.effects.push_back(Effect::Notice(Notice::Latched { error }));
+            }
+            Event::IoDone { .. } => unreachable!("a disk in memory asks for no I/O"),
+        }
+    }
+
+    fn next_effect(&mut self) -> Option<Effect> {
+        self.effects.pop_front()
+    }
+
+    fn deadline_ns(&self) -> Option<u64> {
+        self.deadline_ns
+    }
+}
+
+/// How a host is set up.
+pub struct Setup {
+    /// Connections at a time.
+    pub connections_max: u32,
+    /// How long the ring spins.
+    pub spin_us: u32,
+    /// Memory of each export, its size unless `sizes` says otherwise.
+    pub disk_bytes: Vec<usize>,
+    /// Sizes that are larger than the memory: for trims and zeroes only.
+    pub sizes: Vec<Option<u64>>,
+    /// Exports that refuse writes.
+    pub read_only: Vec<bool>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            connections_max: 8,
+            spin_us: 0,
+            disk_bytes: vec![16 << 20],
+            sizes: vec![None],
+            read_only: vec![false],
+        }
+    }
+}
+
+/// A running ring, and the thread that negotiates for it.
+pub struct Host {
+    pub runtime: Arc<Runtime>,
+    pub switches: Arc<Switches>,
+    pub path: PathBuf,
+    /// Every connection's end, as told.
+    pub closed: Arc<Mutex<Vec<&'static str>>>,
+    /// Whatever else was told.
+    pub other: Arc<Mutex<Vec<RuntimeEvent>>>,
+}
+
+impl Host {
+    pub fn start(setup: Setup) -> Self {
+        let switches = Arc::new(Switches::default());
+        let sizes = setup.disk_bytes.iter().zip(&setup.sizes);
+        let exports = sizes
+            .zip(&setup.read_only)
+            .map(|((memory, size), read_only)| (size.unwrap_or(*memory as u64), *read_only))
+            .collect();
+        let spec = CoreSpec {
+            reserve_bytes: (96 << 20) + u64::from(setup.connections_max) * (4 << 20),
+            connections_max: setup.connections_max,
+            spin_us: setup.spin_us,
+            exports,
+        };
+        let disk_switches = switches.clone();
+        let build = |reserve| RamDisk {
+            reserve,
+            exports: setup.disk_bytes.iter().map(|bytes| vec![0; *bytes]).collect(),
+            effects: VecDeque::with_capacity(4096),
+            held: VecDeque::with_capacity(4096),
+            switches: disk_switches,
+            deadline_ns: None,
+        };
+        let (ring, rung) = mpsc::channel();
+        let bell = Box::new(move || {
+            let _nobody_listens = ring.send(());
+        });
+        let runtime = Arc::new(start_core(&spec, build, bell).expect("a ring"));
+        let number = HOSTS.fetch_add(1, Ordering::SeqCst);
+        let name = format!("ringfence-ring-{}-{number}.sock", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        runtime.listen(&format!("unix:{}", path.display())).expect("a socket");
+        let closed = Arc::new(Mutex::new(Vec::new()));
+        let other = Arc::new(Mutex::new(Vec::new()));
+        let host = Self { runtime, switches, path, closed, other };
+        host.negotiate(rung);
+        host
+    }
+
+    /// A handshake: the client sends `[slot, structured, read only, how many more bytes]` and so
+    /// many more, and gets them back.
+    fn negotiate(&self, rung: mpsc::Receiver<()>) {
+        let runtime = Arc::downgrade(&self.runtime);
+        let (closed, other) = (self.closed.clone(), self.other.clone());
+        std::thread::spawn(move || {
+            let mut events = Vec::new();
+            let mut greetings = std::collections::HashMap::new();
+            while rung.recv().is_ok() {
+                let Some(runtime) = runtime.upgrade() else { return };
+                runtime.drain_events(&mut events);
+                for event in events.drain(..) {
+                    match event {
+                        RuntimeEvent::Accepted { connection, .. } => {
+                            let _stopping = runtime.receive(connection, 4, 1_000);
+                        }
+                        RuntimeEvent::Received { connection, bytes } => {
+                            let greeting: &mut Vec<u8> = greetings.entry(connection).or_default();
+                            greeting.extend(bytes);
+                            let more = 4 + usize::from(greeting[3]);
+                            if greeting.len() < more {
+                                let left = (more - greeting.len()) as u32;
+                                let _stopping = runtime.receive(connection, left, 1_000);
+                                continue;
+                            }
+                            let _stopping = runtime.send(connection, greeting);
+                            let [slot, structured, read_only, ..] = greeting[..] else { return };
+                            let began = runtime.begin_transmission(
+                                connection,
+                                slot,
+                                structured == 1,
+                                read_only == 1,
+                            );
+                            if began.is_err() {
+                                let _stopping = runtime.close(connection);
+                            }
+                        }
+                        RuntimeEvent::Closed { connection, reason } => {
+                            greetings.remove(&connection);
+                            closed.lock().expect("no panic").push(reason);
+                        }
+                        event => other.lock().expect("no panic").push(event),
+                    }
+                }
+            }
+        });
+    }
+
+    pub fn connect(&self) -> Client {
+        self.attach(0, false, false)
+    }
+
+    pub fn attach(&self, slot: u8, structured: bool, read_only: bool) -> Client {
+        let mut client = Client::open(self);
+        let greeting =
+            [slot, u8::from(structured), u8::from(read_only), 5, b'h', b'e', b'l', b'l', b'o'];
+        // The greeting and what follows it in one piece: the ring must leave the rest alone.
+        client.stream.write_all(&greeting).expect("a greeting");
+        assert_eq!(client.read(9), greeting, "the greeting comes back");
+        client.structured = structured;
+        client
+    }
+
+    /// Waits until `condition` holds.
+    pub fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let began = std::time::Instant::now();
+        while !condition(self) {
+            assert!(began.elapsed() < PATIENCE, "{what}: not seen");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    pub fn counter(&self, name: &str) -> u64 {
+        let layout = ringfence_uring::counter_layout();
+        let index = layout.engine.iter().position(|other| *other == name).expect("a counter");
+        let mut values = vec![0; layout.values];
+        self.runtime.counters(&mut values);
+        values[index]
+    }
+
+    pub fn reasons(&self) -> Vec<&'static str> {
+        self.closed.lock().expect("no panic").clone()
+    }
+}
+
+/// A client on a socket.
+pub struct Client {
+    pub stream: UnixStream,
+    pub structured: bool,
+    cookie: u64,
+}
+
+/// Commands by their numbers.
+pub const READ: u16 = 0;
+pub const WRITE: u16 = 1;
+pub const DISC: u16 = 2;
+pub const FLUSH: u16 = 3;
+pub const TRIM: u16 = 4;
+pub const WRITE_ZEROES: u16 = 6;
+
+impl Client {
+    /// Connects, and does not say anything.
+    pub fn open(host: &Host) -> Self {
+        let stream = UnixStream::connect(&host.path).expect("a connection");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+        Self { stream, structured: false, cookie: 0x1000 }
+    }
+
+    /// The same connection, for a thread that only reads.
+    pub fn second_handle(&self) -> Self {
+        let stream = self.stream.try_clone().expect("a second handle");
+        Self { stream, structured: self.structured, cookie: self.cookie }
+    }
+
+    pub fn header(&mut self, command: u16, offset: u64, length: u32) -> Vec<u8> {
+        self.cookie += 1;
+        let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+        bytes.extend(0_u16.to_be_bytes());
+        bytes.extend(command.to_be_bytes());
+        bytes.extend(self.cookie.to_be_bytes());
+        bytes.extend(offset.to_be_bytes());
+        bytes.extend(length.to_be_bytes());
+        bytes
+    }
+
+    pub fn request(&mut self, command: u16, offset: u64, length: u32, payload: &[u8]) -> u64 {
+        let mut bytes = self.header(command, offset, length);
+        bytes.extend(payload);
+        self.stream.write_all(&bytes).expect("a request");
+        self.cookie
+    }
+
+    pub fn read(&mut self, length: usize) -> Vec<u8> {
+        let mut bytes = vec![0; length];
+        self.stream.read_exact(&mut bytes).expect("bytes of a reply");
+        bytes
+    }
+
+    /// A simple reply's error and cookie.
+    pub fn simple_reply(&mut self) -> (u32, u64) {
+        let bytes = self.read(16);
+        assert_eq!(bytes[..4], 0x6744_6698_u32.to_be_bytes(), "a simple reply");
+        let error = u32::from_be_bytes(bytes[4..8].try_into().expect("four"));
+        (error, u64::from_be_bytes(bytes[8..16].try_into().expect("eight")))
+    }
+
+    /// A chunk: flags, type, cookie, payload.
+    pub fn chunk(&mut self) -> (u16, u16, u64, Vec<u8>) {
+        let bytes = self.read(20);
+        assert_eq!(bytes[..4], 0x668e_33ef_u32.to_be_bytes(), "a chunk");
+        let number = |at: usize| u16::from_be_bytes(bytes[at..at + 2].try_into().expect("two"));
+        let cookie = u64::from_be_bytes(bytes[8..16].try_into().expect("eight"));
+        let length = u32::from_be_bytes(bytes[16..20].try_into().expect("four"));
+        (number(4), number(6), cookie, self.read(length as usize))
+    }
+
+    /// Writes, and returns the error.
+    pub fn write(&mut self, offset: u64, payload: &[u8]) -> u32 {
+        let cookie = self.request(WRITE, offset, payload.len() as u32, payload);
+        let (error, answered) = self.simple_reply();
+        assert_eq!(answered, cookie);
+        error
+    }
+
+    /// Any command without data in either direction, and its error.
+    pub fn plain(&mut self, command: u16, offset: u64, length: u32) -> u32 {
+        let cookie = self.request(command, offset, length, &[]);
+        let (error, answered) = self.simple_reply();
+        assert_eq!(answered, cookie);
+        error
+    }
+
+    /// Reads, and returns the data or the error.
+    pub fn get(&mut self, offset: u64, length: u32) -> Result<Vec<u8>, u32> {
+        let cookie = self.request(READ, offset, length, &[]);
+        if !self.structured {
+            let (error, answered) = self.simple_reply();
+            assert_eq!(answered, cookie);
+            return if error == 0 { Ok(self.read(length as usize)) } else { Err(error) };
+        }
+        let mut data = vec![0; length as usize];
+        let mut seen = 0;
+        let mut failed = None;
+        loop {
+            let (flags, kind, answered, payload) = self.chunk();
+            assert_eq!(answered, cookie);
+            match kind {
+                0 => {}
+                1 => {
+                    let at = u64::from_be_bytes(payload[..8].try_into().expect("eight"));
+                    let at = (at - offset) as usize;
+                    data[at..at + payload.len() - 8].copy_from_slice(&payload[8..]);
+                    seen += payload.len() - 8;
+                }
+                0x8001 => {
+                    failed = Some(u32::from_be_bytes(payload[..4].try_into().expect("four")));
+                }
+                other => panic!("a chunk of type {other:#x}"),
+            }
+            if flags & 1 == 1 {
+                assert!(failed.is_some() || seen == data.len(), "every byte was sent");
+                return failed.map_or(Ok(data), Err);
+            }
+        }
+    }
+
+    /// Whether the server has closed the connection, after anything that it may still have sent.
+    pub fn is_closed(&mut self) -> bool {
+        let mut rest = Vec::new();
+        match self.stream.read_to_end(&mut rest) {
+            Ok(_) => true,
+            Err(error) => error.kind() == std::io::ErrorKind::ConnectionReset,
+        }
+    }
+}
+
+/// Bytes that tell where they belong.
+pub fn pattern(offset: u64, length: usize, salt: u8) -> Vec<u8> {
+    let byte = |at: u64| (at ^ (at >> 8) ^ (at >> 16)) as u8 ^ salt;
+    (offset..offset + length as u64).map(byte).collect()
+}
