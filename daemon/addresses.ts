@@ -8,7 +8,7 @@ export type Address =
   | { readonly kind: 'tcp'; readonly host: string; readonly port: number };
 
 /** The kernel's limit for the path of a Unix socket, without its final zero byte. */
-const UNIX_PATH_BYTES_MAX = 107;
+export const UNIX_PATH_BYTES_MAX = 107;
 
 /** See {@link attachCommand}: twice the default of an export's `wait`. */
 const ATTACH_TIMEOUT_SECONDS = 60;

@@ -18,6 +18,9 @@ export interface Context {
 
 /** The real process. */
 export function processContext(): Context {
+  // A reader that has gone away, such as `head`, must not end a daemon that has clients.
+  process.stdout.on('error', () => undefined);
+  process.stderr.on('error', () => undefined);
   return {
     write: (text) => void process.stdout.write(text),
     writeError: (text) => void process.stderr.write(text),

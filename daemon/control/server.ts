@@ -3,6 +3,7 @@
 import { chmod, lstat, mkdir, stat, unlink } from 'node:fs/promises';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
+import { UNIX_PATH_BYTES_MAX } from '../addresses.ts';
 import { codeOf, reasonOf, ringfenceError, toRingfenceError } from '../errors.ts';
 import {
   type ControlRequest,
@@ -35,6 +36,10 @@ export async function startControlServer(
   path: string,
   handle: ControlHandler,
 ): Promise<ControlServer> {
+  if (Buffer.byteLength(path) > UNIX_PATH_BYTES_MAX) {
+    const reason = `its path is longer than ${UNIX_PATH_BYTES_MAX} bytes`;
+    throw ringfenceError('RF_CONTROL_LISTEN', [path, reason]);
+  }
   const sockets = new Set<Socket>();
   const answers = new Set<Promise<void>>();
   const server = createServer({ allowHalfOpen: true }, (socket) => {

@@ -1,0 +1,287 @@
+/** What the real daemon refuses, and that a refusal harms nothing and nobody. */
+
+import { once } from 'node:events';
+import { openSync, readSync, truncateSync, writeSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import test, { type ExecutionContext } from 'ava';
+import { attachLoop, loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
+import { type Finished, run, runAnyway } from '../support/process.ts';
+import {
+  ask,
+  type Daemon,
+  daemonSetup,
+  exportUri,
+  formatCache,
+  killDaemon,
+  readStatus,
+  ringfenceCommand,
+  startDaemon,
+  stopDaemon,
+} from '../support/ringfence.ts';
+import { type Scope, testScope } from '../support/scope.ts';
+
+interface Parts {
+  readonly scope: Scope;
+  readonly folder: string;
+  readonly cache: string;
+  readonly cacheFile: string;
+  readonly origin: string;
+}
+
+/** A formatted cache on a loop device, and a file as origin. */
+async function parts(t: ExecutionContext): Promise<Parts> {
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const { device, file } = await loopDevice(scope, folder, 'cache', 64 * MIB);
+  const origin = sparseFile(folder, 'origin', 16 * MIB);
+  await formatCache(device);
+  return { scope, folder, cache: device, cacheFile: file, origin };
+}
+
+async function serve({ scope, folder, cache, origin }: Parts): Promise<Daemon> {
+  return startDaemon(
+    scope,
+    await daemonSetup({ cache, exports: [{ name: 'disk', origin }], folder }),
+  );
+}
+
+interface Wrong {
+  readonly cache: string;
+  readonly exports: readonly string[];
+  readonly listen?: string;
+  readonly folder: string;
+}
+
+/** Runs `serve` with something wrong; its socket and log are its own. */
+function serveWrongly({ cache, exports, listen, folder }: Wrong): Promise<Finished> {
+  const address = listen ?? `unix:${join(folder, 'wrong.sock')}`;
+  return runAnyway(
+    ringfenceCommand,
+    [
+      ...['serve', '--cache', cache, ...exports.flatMap((one) => ['--export', one])],
+      ...['--listen', address, '--reserve', '128MiB', '--control', join(folder, 'wrong.control')],
+      ...['--log-level', 'error'],
+    ],
+    { timeoutMs: 60_000 },
+  );
+}
+
+/** One sentence on standard error, nothing on standard output, exit code 1 or 2. */
+function assertRefusal(t: ExecutionContext, finished: Finished, message: RegExp): void {
+  const { exitCode, stdout, stderr } = finished;
+  t.true(exitCode === 1 || exitCode === 2, `exit code ${exitCode}: ${stderr}`);
+  t.is(stdout, '');
+  t.regex(stderr, message);
+  t.regex(stderr, /^ringfence: [^\n]+ \[RF_[A-Z_]+\]$/);
+}
+
+/** Writes a pattern and waits until the cache device has it. */
+async function writePattern(daemon: Daemon, pattern: string): Promise<void> {
+  const uri = exportUri(daemon.setup, 'disk');
+  await run('qemu-io', ['-f', 'raw', '-c', `write -P ${pattern} 1M 64k`, '-c', 'flush', uri]);
+}
+
+async function hasPattern(daemon: Daemon, pattern: string): Promise<boolean> {
+  const uri = exportUri(daemon.setup, 'disk');
+  const { exitCode, stdout } = await runAnyway('qemu-io', [
+    ...['-f', 'raw', '-c', `read -P ${pattern} 1M 64k`, uri],
+  ]);
+  return exitCode === 0 && !stdout.includes('Pattern verification failed');
+}
+
+test.serial('a device that is not there or is no device', async (t) => {
+  const self = await parts(t);
+  const exports = [`disk=${self.origin}`];
+  const missing = await serveWrongly({ ...self, cache: `${self.cache}-missing`, exports });
+  assertRefusal(t, missing, /cache device .*-missing does not exist/);
+  const folder = await serveWrongly({ ...self, cache: self.folder, exports });
+  assertRefusal(t, folder, /is a directory/);
+});
+
+test.serial('a device that is not formatted', async (t) => {
+  const self = await parts(t);
+  const { device } = await loopDevice(self.scope, self.folder, 'blank', 64 * MIB);
+  const finished = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
+  assertRefusal(t, finished, /no ringfence cache.*ringfence format/);
+});
+
+test.serial('a device that holds something else', async (t) => {
+  const self = await parts(t);
+  const { device } = await loopDevice(self.scope, self.folder, 'ext4', 64 * MIB);
+  await run('mkfs.ext4', ['-q', device]);
+  const finished = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
+  assertRefusal(t, finished, /no ringfence cache/);
+  await run('fsck.ext4', ['-f', '-n', device]);
+});
+
+test.serial('a device that is too small, for format and after it', async (t) => {
+  const self = await parts(t);
+  const { device } = await loopDevice(self.scope, self.folder, 'small', 8 * MIB);
+  const format = ['format', device, '--yes', '--segment', '4MiB'];
+  const { exitCode, stderr } = await runAnyway(ringfenceCommand, format);
+  t.is(exitCode, 1);
+  t.regex(stderr, /^ringfence: .*needs at least \d+.*use a larger device.* \[RF_FORMAT\]$/);
+  const shrunk = sparseFile(self.folder, 'shrunk', 64 * MIB);
+  await formatCache(shrunk);
+  truncateSync(shrunk, 56 * MIB);
+  const finished = await serveWrongly({ ...self, cache: shrunk, exports: [`d=${self.origin}`] });
+  assertRefusal(t, finished, /was formatted with 67108864/);
+});
+
+/** CRC32C of some bytes, bit by bit: the checksum of the format's structures. */
+function crc32c(bytes: Uint8Array): number {
+  let crc = 0xffffffff;
+  for (const byte of bytes) {
+    crc ^= byte;
+    for (let bit = 0; bit < 8; bit += 1) crc = (crc >>> 1) ^ (crc & 1 ? 0x82f63b78 : 0);
+  }
+  return (crc ^ 0xffffffff) >>> 0;
+}
+
+test.serial('a cache that was formatted by a newer version', async (t) => {
+  const self = await parts(t);
+  const cache = sparseFile(self.folder, 'newer', 64 * MIB);
+  await formatCache(cache);
+  const file = openSync(cache, 'r+');
+  for (const offset of [0, 64 << 10]) {
+    const block = Buffer.alloc(4096);
+    readSync(file, block, 0, block.length, offset);
+    t.is(crc32c(block.subarray(4)), block.readUInt32LE(0), 'the superblock is where it should be');
+    block.writeUInt32LE(block.readUInt32LE(4) + 1, 4);
+    block.writeUInt32LE(crc32c(block.subarray(4)), 0);
+    writeSync(file, block, 0, block.length, offset);
+  }
+  const finished = await serveWrongly({ ...self, cache, exports: [`disk=${self.origin}`] });
+  assertRefusal(t, finished, /formatted by a newer ringfence.*use that version/);
+  const format = await runAnyway(ringfenceCommand, ['format', cache, '--yes']);
+  t.is(format.exitCode, 2);
+  t.regex(format.stderr, /newer ringfence.*--discard-dirty unreadable.*\[RF_CACHE_UNREADABLE\]/);
+});
+
+test.serial('a mounted device, as cache and as origin', async (t) => {
+  const self = await parts(t);
+  const { device } = await loopDevice(self.scope, self.folder, 'mounted', 64 * MIB);
+  await run('mkfs.ext4', ['-q', device]);
+  const mountPoint = join(self.folder, 'mount');
+  await run('mkdir', [mountPoint]);
+  await run('mount', [device, mountPoint]);
+  self.scope.defer(() => run('umount', [mountPoint]));
+  const asCache = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
+  assertRefusal(t, asCache, /cache device .* is mounted on .*unmount it/);
+  const asOrigin = await serveWrongly({ ...self, exports: [`disk=${device}`] });
+  assertRefusal(t, asOrigin, /origin .* is mounted on .*unmount it/);
+  const format = await runAnyway(ringfenceCommand, ['format', device, '--yes']);
+  t.regex(format.stderr, /is mounted on .*\[RF_DEVICE_MOUNTED\]$/);
+});
+
+test.serial('two daemons on one device: the second is refused, the first goes on', async (t) => {
+  const self = await parts(t);
+  const first = await serve(self);
+  await writePattern(first, '0x11');
+  const second = await serveWrongly({ ...self, exports: [`other=${self.origin}`] });
+  assertRefusal(t, second, /cache device .* is held open by another program|is in use/);
+  const format = await runAnyway(ringfenceCommand, ['format', self.cache, '--yes']);
+  t.regex(format.stderr, /held open|in use/);
+  t.true(await hasPattern(first, '0x11'));
+  await stopDaemon(first);
+});
+
+test.serial('two daemons on one file: the second is refused, the first goes on', async (t) => {
+  const self = await parts(t);
+  const cache = sparseFile(self.folder, 'cache-file', 64 * MIB);
+  await formatCache(cache);
+  const first = await serve({ ...self, cache });
+  await writePattern(first, '0x12');
+  const other = sparseFile(self.folder, 'other', 16 * MIB);
+  const second = await serveWrongly({ ...self, cache, exports: [`other=${other}`] });
+  assertRefusal(t, second, /in use/);
+  const format = await runAnyway(ringfenceCommand, ['format', cache, '--yes']);
+  t.not(format.exitCode, 0);
+  t.true(await hasPattern(first, '0x12'));
+});
+
+test.serial('an origin that is missing, is the cache, or is given twice', async (t) => {
+  const self = await parts(t);
+  const missing = await serveWrongly({ ...self, exports: [`disk=${self.origin}-missing`] });
+  assertRefusal(t, missing, /origin .*-missing does not exist/);
+  const cache = await serveWrongly({ ...self, exports: [`disk=${self.cache}`] });
+  assertRefusal(t, cache, /is the cache device/);
+  const twice = await serveWrongly({ ...self, exports: [`a=${self.origin}`, `b=${self.origin}`] });
+  assertRefusal(t, twice, /"a" and "b" share the origin/);
+});
+
+test.serial('an origin that shrank, and one that the data does not belong to', async (t) => {
+  const self = await parts(t);
+  const daemon = await serve(self);
+  await writePattern(daemon, '0x13');
+  await killDaemon(daemon);
+
+  const other = sparseFile(self.folder, 'other', 16 * MIB);
+  const wrong = await serveWrongly({ ...self, exports: [`disk=${other}`] });
+  assertRefusal(t, wrong, /disk.*holds data of.*name the right origin/);
+  truncateSync(self.origin, 8 * MIB);
+  const shrunk = await serveWrongly({ ...self, exports: [`disk=${self.origin}`] });
+  assertRefusal(t, shrunk, /disk.*8388608 bytes, the cache knows it with 16777216/);
+
+  truncateSync(self.origin, 16 * MIB);
+  const again = await startDaemon(self.scope, daemon.setup);
+  t.true(await hasPattern(again, '0x13'), 'a refusal loses nothing');
+  await ask(again, 'drain');
+  t.is((await readStatus(again)).exports[0]?.dirty_bytes, 0);
+});
+
+test.serial('a cache with dirty data is formatted only by its name', async (t) => {
+  const self = await parts(t);
+  const daemon = await serve(self);
+  await writePattern(daemon, '0x14');
+  await killDaemon(daemon);
+  const format = ['format', self.cache, '--yes', '--segment', '4MiB'];
+  const refused = await runAnyway(ringfenceCommand, format);
+  t.is(refused.exitCode, 2);
+  t.regex(refused.stderr, /64 KiB that the origin of "disk" lacks.*\[RF_CACHE_DIRTY\]$/);
+  const uuid = /--discard-dirty ([0-9a-f-]{36})/.exec(refused.stderr)?.[1] ?? '';
+  const again = await startDaemon(self.scope, daemon.setup);
+  t.true(await hasPattern(again, '0x14'));
+  await killDaemon(again);
+  const named = await runAnyway(ringfenceCommand, [...format, '--discard-dirty', uuid]);
+  t.is(named.exitCode, 0, named.stderr);
+});
+
+test.serial('a busy port and a busy socket', async (t) => {
+  const self = await parts(t);
+  const server = createServer().listen(0, '127.0.0.1');
+  t.teardown(() => server.close());
+  await once(server, 'listening');
+  const address = server.address();
+  const port = typeof address === 'object' ? address?.port : null;
+  const exports = [`disk=${self.origin}`];
+  const busyPort = await serveWrongly({ ...self, exports, listen: `127.0.0.1:${port}` });
+  assertRefusal(t, busyPort, /in use/);
+  const path = join(self.folder, 'busy.sock');
+  const socket = createServer().listen(path);
+  t.teardown(() => socket.close());
+  await once(socket, 'listening');
+  const busySocket = await serveWrongly({ ...self, exports, listen: `unix:${path}` });
+  assertRefusal(t, busySocket, /in use|another/);
+  const daemon = await serve(self);
+  t.is((await readStatus(daemon)).exports.length, 1, 'and nothing of either attempt is left');
+});
+
+test.serial('a reserve that is too small', async (t) => {
+  const self = await parts(t);
+  const finished = await runAnyway(ringfenceCommand, [
+    ...['serve', '--cache', self.cache, '--export', `disk=${self.origin}`, '--reserve', '1MiB'],
+    ...['--listen', `unix:${self.folder}/s`, '--control', join(self.folder, 'c')],
+  ]);
+  assertRefusal(t, finished, /too small.*at least \d+ bytes/);
+});
+
+test.serial('a loop device over a cache file that is served is not served too', async (t) => {
+  const self = await parts(t);
+  const cache = sparseFile(self.folder, 'behind', 64 * MIB);
+  await formatCache(cache);
+  await attachLoop(self.scope, cache);
+  const finished = await serveWrongly({ ...self, cache, exports: [`disk=${self.origin}`] });
+  assertRefusal(t, finished, /held open by the loop device/);
+});
