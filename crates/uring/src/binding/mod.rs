@@ -7,17 +7,24 @@
 //! The generated types are in `binding.d.cts`; `test/binding/contract.ts` compares them with the
 //! contract, field by field, and does not compile when the two differ.
 
+#![cfg_attr(test, allow(dead_code, reason = "napi's macros register nothing in tests"))]
+
 mod engine;
 mod error;
 mod options;
 mod results;
 mod tasks;
 
+use crate::allocation::CountingAllocator;
 use napi::bindgen_prelude::{AsyncTask, BigInt, Function, Object};
 use napi_derive::napi;
 use options::{NativeOpenOptions, open_spec, whole_bigint};
 use results::{CounterLayout, Guard};
 use tasks::{DescribeTask, FormatTask, OpenTask};
+
+/// Counts what the ring thread allocates after its start: it must stay 0.
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 /// Runs once, when the module is loaded. A Worker may end at any time and take its environment
 /// with it, while the ring goes on: only the main thread may own one.
