@@ -54,11 +54,11 @@ pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
     let no_pool = Pool { offset: 0, length: 0 };
     let geometry = Geometry::new(segment_bytes, segments, no_pool, 1);
     let mut scanner = Scanner { storage, superblock: &superblock, geometry };
-    let (found, facts) = scanner.scan()?;
+    let (mut found, facts) = scanner.scan()?;
     let slots: Vec<usize> =
         (0..table.exports.len()).filter(|&slot| !table.exports[slot].is_free()).collect();
     let mut dirty_blocks = vec![0u64; table.exports.len()];
-    for segment in &found {
+    for segment in &mut found {
         let void_from = facts.void_from(segment.incarnation);
         let summary = scanner.summary(segment)?;
         let mut reader = SummaryReader::new(&summary);

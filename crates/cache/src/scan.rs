@@ -238,11 +238,12 @@ impl Scanner<'_> {
         })
     }
 
-    /// The records of a found segment in short; a damaged footer is made up for by walking.
+    /// The records of a found segment in short. A footer whose summary is damaged (torn, when it
+    /// was being written) is made up for by walking; the segment counts as one without a footer.
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub fn summary(&mut self, found: &FoundSegment) -> Result<Vec<u8>, StorageError> {
+    pub fn summary(&mut self, found: &mut FoundSegment) -> Result<Vec<u8>, StorageError> {
         if let Some(walked) = &found.walked {
             return Ok(walked.summary.clone());
         }
@@ -257,19 +258,20 @@ impl Scanner<'_> {
         if footer.check_summary(&summary, geometry.payload_blocks).is_ok() {
             return Ok(summary);
         }
-        self.walk_instead(segment, found)
+        found.walked = self.walk_instead(segment, found)?;
+        Ok(found.walked.as_ref().map(|walked| walked.summary.clone()).unwrap_or_default())
     }
 
     fn walk_instead(
         &mut self,
         segment: u64,
         found: &FoundSegment,
-    ) -> Result<Vec<u8>, StorageError> {
+    ) -> Result<Option<WalkedSegment>, StorageError> {
         let mut block = vec![0; BLOCK_BYTES];
         let offset = self.geometry.device_offset(self.geometry.address(segment, 0));
         self.storage.read_at(offset, &mut block)?;
         let Some(first) = self.parse_header(segment, 0, &block).cloned() else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let mut ignored = LogFacts {
             tail: 0,
@@ -280,8 +282,7 @@ impl Scanner<'_> {
         let walked = self.walk(segment, &first, &mut ignored)?;
         let is_the_same =
             walked.segment_use == found.segment_use && walked.incarnation == found.incarnation;
-        let summary = walked.walked.map(|walked| walked.summary).unwrap_or_default();
-        Ok(if is_the_same { summary } else { Vec::new() })
+        Ok(walked.walked.filter(|_| is_the_same))
     }
 }
 
