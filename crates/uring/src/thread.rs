@@ -239,7 +239,8 @@ fn build<C: Core>(
     let kernel = set_up(&shared, start.connections_max, cache.as_ref(), origins)?;
     let mut targets = vec![None; EXPORTS_MAX].into_boxed_slice();
     for (slot, origin) in origins {
-        targets[slot.index()] = Some(OriginTarget::new(origin.whole_blocks_end()));
+        targets[slot.index()] =
+            Some(OriginTarget::new(origin.device.size_bytes, origin.whole_blocks_end()));
     }
     Ok(Ring::new(Parts {
         core: start.core,

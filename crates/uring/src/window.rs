@@ -58,7 +58,6 @@ impl ReceiveWindow {
     pub fn consume(&mut self, length: u32) {
         assert!(length <= self.unread(), "only what was received");
         self.start += length;
-        self.rewind();
     }
 
     /// The first `length` bytes belong to the engine until they are released.
@@ -72,19 +71,17 @@ impl ReceiveWindow {
     pub fn release(&mut self, length: u32) {
         assert!(length <= self.held, "only what was held");
         self.held -= length;
-        self.rewind();
-    }
-
-    fn rewind(&mut self) {
-        if self.held == 0 && self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
     }
 
     /// Where the next bytes go. `wanted` is how long the unread bytes must become for the parser
     /// to go on. `Err(Some(..))`: first move the bytes of the inner buffer to the window's start
     /// and call [`ReceiveWindow::moved`]. `Err(None)`: no room before the engine releases some.
-    pub fn room(&self, wanted: u32) -> Result<Buffer, Option<Buffer>> {
+    ///
+    /// Only while no receive is in flight: the one place where an empty window starts anew.
+    pub fn room(&mut self, wanted: u32) -> Result<Buffer, Option<Buffer>> {
+        if self.held == 0 && self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
         let left = self.buffer.length - self.end;
         let fits = self.buffer.length - self.start >= wanted && left > 0;
         // Moving a little is cheaper than many short receives at the window's end.
@@ -258,6 +255,18 @@ mod tests {
         assert_eq!(window.unread(), 10);
         let room = window.room(28).expect("room");
         assert_eq!(room, Buffer { offset: 4096 + 10, length: RECEIVE_BYTES - 10 });
+    }
+
+    #[test]
+    fn bytes_in_flight_arrive_where_they_were_expected() {
+        let mut window = ReceiveWindow::new(Buffer { offset: 0, length: RECEIVE_BYTES });
+        window.received(5000);
+        window.hold(5000);
+        let room = window.room(28).expect("room behind what is held");
+        // The engine copies the payload while the kernel receives.
+        window.release(5000);
+        window.received(28);
+        assert_eq!(window.peek(0, 28), room.part(0, 28));
     }
 
     #[test]

@@ -52,6 +52,8 @@ enum ZeroMethod {
 /// An origin as the ring uses it.
 #[derive(Clone, Copy, Debug)]
 pub struct OriginTarget {
+    /// Its size: nothing is read or written beyond it.
+    size_bytes: u64,
     /// Where the last block ends that `O_DIRECT` can write.
     whole_blocks_end: u64,
     punch: ZeroMethod,
@@ -59,10 +61,10 @@ pub struct OriginTarget {
 }
 
 impl OriginTarget {
-    /// An origin whose whole blocks end there.
+    /// An origin of this size, whose whole blocks end there.
     #[must_use]
-    pub const fn new(whole_blocks_end: u64) -> Self {
-        Self { whole_blocks_end, punch: ZeroMethod::Punch, keep: ZeroMethod::Range }
+    pub const fn new(size_bytes: u64, whole_blocks_end: u64) -> Self {
+        Self { size_bytes, whole_blocks_end, punch: ZeroMethod::Punch, keep: ZeroMethod::Range }
     }
 }
 
@@ -141,6 +143,7 @@ impl<C: Core> Ring<C> {
             other => unreachable!("{other:?} is no I/O"),
         };
         let started_ns = self.now.monotonic_ns;
+        let length = self.cut_at_end(kind, offset, buffer, length);
         let index = self.ios.free.pop().expect("no more I/Os than DEVICE_IOS_MAX");
         let io =
             Io { id, kind, offset, buffer, length, done: 0, written_zeroes: false, started_ns };
@@ -151,6 +154,19 @@ impl<C: Core> Ring<C> {
         } else {
             self.push_io(index);
         }
+    }
+
+    /// The last block of an origin is read and written only up to its size (rule 35): what is
+    /// left of it reads as zeroes.
+    fn cut_at_end(&mut self, kind: Kind, offset: u64, buffer: Buffer, length: u64) -> u64 {
+        let Kind::Origin { export, op, .. } = kind else { return length };
+        let target = self.ios.targets[export.index()].expect("an export with an origin");
+        let cut = length.min(target.size_bytes.saturating_sub(offset));
+        if op == OriginOp::Read && cut < length {
+            let rest = buffer.part(cut as u32, (length - cut) as u32);
+            self.core.reserve().bytes_mut(rest).fill(0);
+        }
+        cut
     }
 
     fn start_origin_ios(&mut self) {
@@ -167,7 +183,7 @@ impl<C: Core> Ring<C> {
         let offset = io.offset + io.done;
         let rest = |io: &Io| {
             let done = u32::try_from(io.done).expect("a transfer of less than 4 GiB");
-            io.buffer.part(done, io.buffer.length - done)
+            io.buffer.part(done, (io.length - io.done) as u32)
         };
         match io.kind {
             Kind::DeviceRead => self.kernel.push_read(index, file::CACHE, offset, rest(&io)),

@@ -93,6 +93,12 @@ impl Kernel {
         Ok(Self { uring, mapping, fixed_buffers, counters })
     }
 
+    /// Empties the table of files: what it holds would stay open, and locked, until the kernel gets
+    /// around to taking the ring apart.
+    pub fn close_files(&self) {
+        let _empty_already = self.uring.submitter().unregister_files();
+    }
+
     /// Puts a descriptor into the table of files; -1 empties the place.
     ///
     /// # Errors

@@ -134,6 +134,7 @@ impl<C: Core> Ring<C> {
         loop {
             self.turn();
             if let Some(outcome) = self.ended() {
+                self.kernel.close_files();
                 return outcome;
             }
             self.wait();

@@ -81,7 +81,7 @@ impl<C: Core> Ring<C> {
         let mut position = 0;
         while position < self.spinning.len() {
             let slot = self.spinning[position];
-            let connection = &self.connections[usize::from(slot)];
+            let connection = &mut self.connections[usize::from(slot)];
             let wanted = connection.wanted;
             let (Ok(room), Some(fd)) = (connection.window.room(wanted), connection.fd.as_ref())
             else {

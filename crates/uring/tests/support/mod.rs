@@ -146,6 +146,8 @@ pub struct Host {
     pub path: PathBuf,
     /// Every connection's end, as told.
     pub closed: Arc<Mutex<Vec<&'static str>>>,
+    /// Nobody negotiates, drains or hears anything while this is set.
+    pub deaf: Arc<AtomicBool>,
     /// Whatever else was told.
     pub other: Arc<Mutex<Vec<RuntimeEvent>>>,
 }
@@ -173,18 +175,30 @@ impl Host {
             switches: disk_switches,
             deadline_ns: None,
         };
+        let mut host = Self::over(|bell| start_core(&spec, build, bell).expect("a ring"));
+        host.switches = switches;
+        host
+    }
+
+    /// A host over whatever `start` starts.
+    pub fn over(start: impl FnOnce(Box<dyn Fn() + Send>) -> Runtime) -> Self {
         let (ring, rung) = mpsc::channel();
         let bell = Box::new(move || {
             let _nobody_listens = ring.send(());
         });
-        let runtime = Arc::new(start_core(&spec, build, bell).expect("a ring"));
+        let runtime = Arc::new(start(bell));
         let number = HOSTS.fetch_add(1, Ordering::SeqCst);
         let name = format!("ringfence-ring-{}-{number}.sock", std::process::id());
         let path = std::env::temp_dir().join(name);
         runtime.listen(&format!("unix:{}", path.display())).expect("a socket");
-        let closed = Arc::new(Mutex::new(Vec::new()));
-        let other = Arc::new(Mutex::new(Vec::new()));
-        let host = Self { runtime, switches, path, closed, other };
+        let host = Self {
+            runtime,
+            switches: Arc::default(),
+            path,
+            closed: Arc::default(),
+            other: Arc::default(),
+            deaf: Arc::default(),
+        };
         host.negotiate(rung);
         host
     }
@@ -194,10 +208,14 @@ impl Host {
     fn negotiate(&self, rung: mpsc::Receiver<()>) {
         let runtime = Arc::downgrade(&self.runtime);
         let (closed, other) = (self.closed.clone(), self.other.clone());
+        let deaf = self.deaf.clone();
         std::thread::spawn(move || {
             let mut events = Vec::new();
             let mut greetings = std::collections::HashMap::new();
             while rung.recv().is_ok() {
+                while deaf.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
                 let Some(runtime) = runtime.upgrade() else { return };
                 runtime.drain_events(&mut events);
                 for event in events.drain(..) {
