@@ -87,9 +87,9 @@ export async function findDevice(path: string, role: Role): Promise<Device> {
  */
 export async function refuseDeviceInUse(device: Device, role: Role): Promise<void> {
   if (device.kind === 'file') {
-    const loop = await loopOverFile(device.realPath);
-    if (loop === null) return;
-    throw ringfenceError('RF_DEVICE_HELD', [role, device.path, `the loop device ${loop}`]);
+    const holder = (await loopOverFile(device.realPath)) ?? (await lockHolder(device.realPath));
+    if (holder === null) return;
+    throw ringfenceError('RF_DEVICE_HELD', [role, device.path, holder]);
   }
   const numbers = await withPartitions(device.number ?? '');
   const mounts = parseMountinfo(await readFile('/proc/self/mountinfo', 'utf8'));
@@ -110,16 +110,16 @@ export async function refuseDeviceInUse(device: Device, role: Role): Promise<voi
   await openExclusively(device, role);
 }
 
-/** What a block device calls itself, or null where it says nothing. */
-export async function deviceModel(device: Device): Promise<string | null> {
-  if (device.kind === 'file') return null;
+/** What a device calls itself, or at least what it is. */
+export async function deviceModel(device: Device): Promise<string> {
+  if (device.kind === 'file') return 'a regular file';
   const options = ['--json', '--bytes', '--nodeps', '--output', 'MODEL,TYPE', device.realPath];
   const { stdout } = await run('lsblk', options).catch(() => ({ stdout: '{}' }));
   const described = JSON.parse(stdout) as {
     blockdevices?: readonly { model: string | null; type: string | null }[];
   };
   const [first] = described.blockdevices ?? [];
-  return first?.model?.trim() ?? first?.type ?? null;
+  return first?.model?.trim() ?? first?.type ?? 'unknown';
 }
 
 /**
@@ -167,6 +167,26 @@ export function parseMountinfo(text: string): readonly Mount[] {
     });
 }
 
+/** A line of `/proc/locks` about a whole file that nobody else may lock. */
+export interface FileLock {
+  readonly process: string;
+  /** `MAJOR:MINOR` of the filesystem, in decimal. */
+  readonly number: string;
+  readonly inode: bigint;
+}
+
+/** Reads the exclusive `flock` locks of `/proc/locks`, where devices are hexadecimal. */
+export function parseLocks(text: string): readonly FileLock[] {
+  const pattern = /^\d+: FLOCK +ADVISORY +WRITE (\d+) ([0-9a-f]+):([0-9a-f]+):(\d+) /gm;
+  return [...text.matchAll(pattern)].map(
+    ([, process = '', major = '', minor = '', inode = '']) => ({
+      process,
+      number: `${Number.parseInt(major, 16)}:${Number.parseInt(minor, 16)}`,
+      inode: BigInt(inode),
+    }),
+  );
+}
+
 /**
  * `MAJOR:MINOR` as the kernel writes it, from a `dev_t` as glibc encodes it: minor bits 0 to 7 and
  * 20 to 43, major bits 8 to 19 and 44 to 63.
@@ -210,9 +230,17 @@ async function loopOverFile(realPath: string): Promise<string | null> {
   const names = await readdir('/sys/block').catch(() => []);
   for (const name of names.filter((candidate) => candidate.startsWith('loop'))) {
     const backing = await readSysfs(`/sys/block/${name}/loop/backing_file`);
-    if (backing === realPath) return `/dev/${name}`;
+    if (backing === realPath) return `the loop device /dev/${name}`;
   }
   return null;
+}
+
+/** The process that has a file locked as a daemon locks its cache and its origins (`flock`). */
+async function lockHolder(realPath: string): Promise<string | null> {
+  const { dev, ino } = await stat(realPath, { bigint: true });
+  const locks = parseLocks(await readFile('/proc/locks', 'utf8').catch(() => ''));
+  const found = locks.find(({ number, inode }) => number === deviceNumber(dev) && inode === ino);
+  return found === undefined ? null : `the process ${found.process}`;
 }
 
 /** Catches what has no other trace, such as another daemon or a file system's own device list. */

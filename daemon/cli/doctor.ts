@@ -5,11 +5,11 @@ import { release } from 'node:os';
 import { delimiter, join } from 'node:path';
 import type { Command } from 'commander';
 import { deviceModel, deviceSignatures, findDevice, refuseDeviceInUse } from '../devices.ts';
-import { reasonOf, ringfenceError, toRingfenceError } from '../errors.ts';
+import { ringfenceError, toRingfenceError } from '../errors.ts';
 import type { Native } from '../native.ts';
 import { formatSize } from '../units.ts';
 import type { Context } from './context.ts';
-import { guardLines, table } from './output.ts';
+import { guardLines, nativeReason, table } from './output.ts';
 
 /** Programs that the daemon or its users need, and what for. */
 const PROGRAMS = [
@@ -86,7 +86,7 @@ async function cacheLines(native: Native, path: string): Promise<readonly string
   );
   const rows = [
     ['path', device.path],
-    ['model', (await deviceModel(device)) ?? 'unknown'],
+    ['model', await deviceModel(device)],
     ['size', formatSize(device.sizeBytes)],
     ['in use', used],
   ];
@@ -94,7 +94,7 @@ async function cacheLines(native: Native, path: string): Promise<readonly string
   try {
     cache = await native.describe(path);
   } catch (error) {
-    return table([...rows, ['cache', `cannot be read: ${reasonOf(error)}`]]);
+    return table([...rows, ['cache', `cannot be read: ${nativeReason(error, path)}`]]);
   }
   if (cache === null) {
     const signatures = await deviceSignatures(device).then(

@@ -9,11 +9,12 @@ import {
   refuseDeviceInUse,
   type Signature,
 } from '../devices.ts';
-import { reasonOf, ringfenceError } from '../errors.ts';
+import { ringfenceError } from '../errors.ts';
 import type { CacheDescription } from '../native.ts';
 import { formatSize, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
 import { parsedBy } from './options.ts';
+import { nativeReason } from './output.ts';
 
 /** The default size of a segment (`limits::SEGMENT_BYTES_DEFAULT`). */
 export const SEGMENT_BYTES_DEFAULT = 16n << 20n;
@@ -67,7 +68,7 @@ async function format(path: string, options: FormatOptions, context: Context): P
     const log = `${cache.segments} segments of ${formatSize(cache.segmentBytes)}`;
     context.write(`${path} is now the cache ${cache.uuid}: ${log}.\n`);
   } catch (error) {
-    throw ringfenceError('RF_FORMAT', [path, reasonOf(error)], error);
+    throw ringfenceError('RF_FORMAT', [path, nativeReason(error, path)], error);
   }
 }
 
@@ -81,7 +82,7 @@ async function readCache(
   try {
     return await describe();
   } catch (error) {
-    return { unreadable: reasonOf(error).replace(`cache device ${path}: `, '') };
+    return { unreadable: nativeReason(error, path) };
   }
 }
 
@@ -102,13 +103,13 @@ function refuseDirty(path: string, found: Found, discard: string | undefined): v
 
 function deviceText(
   device: Device,
-  model: string | null,
+  model: string,
   signatures: readonly Signature[],
   found: Found,
 ): string {
   const lines = [
     `device     ${device.path}${device.path === device.realPath ? '' : ` (${device.realPath})`}`,
-    `model      ${model ?? (device.kind === 'file' ? 'a regular file' : 'unknown')}`,
+    `model      ${model}`,
     `size       ${formatSize(device.sizeBytes)} (${device.sizeBytes} bytes)`,
     `signatures ${signatures.map(signatureText).join(', ') || 'none'}`,
     `cache      ${cacheText(found)}`,

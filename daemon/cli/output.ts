@@ -1,5 +1,6 @@
 /** Text for people, made the same way by several verbs. */
 
+import { reasonOf } from '../errors.ts';
 import type { Guard } from '../native.ts';
 
 /** Rows as lines, each column as wide as its widest cell. */
@@ -27,4 +28,9 @@ export function guardLines(guards: readonly Guard[]): readonly string[] {
       up ? '' : (advice ?? ''),
     ]),
   );
+}
+
+/** What the native side said about a device, without the path that our sentence names already. */
+export function nativeReason(error: unknown, path: string): string {
+  return reasonOf(error).replace(`cache device ${path}: `, '');
 }

@@ -5,12 +5,13 @@ import test from 'ava';
 import {
   deviceNumber,
   findDevice,
+  parseLocks,
   parseMountinfo,
   parseWipefs,
   refuseDeviceInUse,
 } from '../../daemon/devices.ts';
 import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
-import { run } from '../support/process.ts';
+import { run, startProcess, waitUntil } from '../support/process.ts';
 import { testScope } from '../support/scope.ts';
 
 test('device numbers as glibc packs them', (t) => {
@@ -37,6 +38,36 @@ test('the output of wipefs is read, also when there is none', (t) => {
     signatures: [{ device: 'loop0', offset: '0x438', type: 'ext4', uuid: 'u', label: null }],
   });
   t.deepEqual(parseWipefs(output), [{ type: 'ext4', label: null, uuid: 'u' }]);
+});
+
+test('exclusive locks of whole files are read, others are not', (t) => {
+  const text = [
+    '1: POSIX  ADVISORY  WRITE 693 fe:00:11 0 EOF',
+    '2: FLOCK  ADVISORY  WRITE 29326 fe:10:10158715 0 EOF',
+    '3: FLOCK  ADVISORY  READ  29327 fe:10:12 0 EOF',
+    '4: OFDLCK ADVISORY  WRITE -1 fe:10:13 0 EOF',
+    '2: -> FLOCK  ADVISORY  WRITE 29328 fe:10:10158715 0 EOF',
+    '',
+  ].join('\n');
+  t.deepEqual(parseLocks(text), [{ process: '29326', number: '254:16', inode: 10_158_715n }]);
+});
+
+test('a file that a process has locked is refused, by the process', async (t) => {
+  const scope = testScope(t);
+  const file = sparseFile(temporaryFolder(scope), 'file', MIB);
+  const holder = startProcess(scope, 'flock', ['--exclusive', '--no-fork', file, 'cat']);
+  const found = await findDevice(file, 'origin');
+  const refused = () =>
+    refuseDeviceInUse(found, 'origin').then(
+      () => false,
+      () => true,
+    );
+  await waitUntil(refused, () => 'flock does not lock');
+  await t.throwsAsync(refuseDeviceInUse(found, 'origin'), {
+    code: 'RF_DEVICE_HELD',
+    message: /held open by the process \d+/,
+  });
+  holder.signal('SIGTERM');
 });
 
 test('a loop device is a block device with its number and size', async (t) => {
