@@ -20,9 +20,10 @@ pub(crate) struct Io {
 }
 
 #[derive(Clone, Debug)]
+#[expect(dead_code, reason = "offsets of writes are for the reader of a trace")]
 enum Action {
     DeviceRead { offset: u64, buffer: Buffer },
-    DeviceWrite { serial: WriteSerial, buffer: Buffer },
+    DeviceWrite { serial: WriteSerial, offset: u64, buffer: Buffer },
     DeviceFlush { cover: FlushCover },
     OriginRead { export: u8, offset: u64, buffer: Buffer },
     OriginWrite { export: u8, serial: u64, offset: u64, buffer: Option<Buffer>, digest: u64 },
@@ -108,7 +109,7 @@ impl<C: Core> Life<C> {
         let serial = world.device.submit_write(offset, self.core.reserve().bytes(buffer));
         let result = self.device_fails(world, world.scenario.faults.device_write_error);
         let typical_ns = world.scenario.device_ns;
-        self.begin(world, io, typical_ns, Action::DeviceWrite { serial, buffer }, result)
+        self.begin(world, io, typical_ns, Action::DeviceWrite { serial, offset, buffer }, result)
     }
 
     pub(crate) fn device_flush(&mut self, world: &mut World, io: IoId) -> Result<(), Violation> {
@@ -312,7 +313,7 @@ impl<C: Core> Life<C> {
             Action::DeviceRead { offset, buffer } if result.is_ok() => {
                 self.end_device_read(world, offset, buffer);
             }
-            Action::DeviceWrite { serial, buffer } => {
+            Action::DeviceWrite { serial, buffer, .. } => {
                 if !world.device.in_flight_equals(serial, self.core.reserve().bytes(buffer)) {
                     return Err(contract(format!("{buffer:?} changed while it was written")));
                 }

@@ -7,10 +7,11 @@ use crate::violation::{Kind, Violation};
 /// The values of all units of all exports, as read after a restart.
 pub type Contents = Vec<Vec<Value>>;
 
-/// What a restart decided: per export and unit, the write that survived.
+/// What a restart decided: per export and unit, the writes whose data it shows. Zeroes may come
+/// from several.
 #[derive(Clone, Debug)]
 pub struct Resolution {
-    survivors: Vec<Vec<Option<u32>>>,
+    contents: Contents,
     lost: Vec<u32>,
 }
 
@@ -33,33 +34,32 @@ impl Checker {
     /// # Errors
     /// When something durable is gone, something is torn, or the survivors are no prefix.
     pub fn check_recovered(&self, contents: &Contents) -> Result<Resolution, Violation> {
-        let mut survivors = Vec::with_capacity(contents.len());
         let mut lost = Vec::new();
         for (values, export) in contents.iter().zip(0..) {
-            let mut of_export = Vec::with_capacity(values.len());
             for (unit, &value) in values.iter().enumerate() {
-                of_export.push(self.check_survivor(export, unit, value, &mut lost)?);
+                self.check_survivor(export, unit, value, &mut lost)?;
             }
-            survivors.push(of_export);
         }
         lost.sort_unstable();
         lost.dedup();
-        let mut resolution = Resolution { survivors, lost };
-        self.attribute_zeroes(contents, &mut resolution)?;
+        let resolution = Resolution { contents: contents.clone(), lost };
         self.check_prefix(&resolution)?;
+        for (values, export) in contents.iter().zip(0..) {
+            self.check_survivors_whole(&resolution, export, values)?;
+        }
         Ok(resolution)
     }
 
-    /// Checks one unit. Returns the write it shows, and collects the newer ones that are gone.
+    /// Checks one unit, and collects the writes newer than what it shows: they are gone.
     fn check_survivor(
         &self,
         export: u8,
         unit: usize,
         value: Value,
         lost: &mut Vec<u32>,
-    ) -> Result<Option<u32>, Violation> {
+    ) -> Result<(), Violation> {
         if value == UNREADABLE {
-            return Ok(None);
+            return Ok(());
         }
         self.check_candidate(export, unit, value).map_err(|violation| match violation.kind {
             // Whatever is no longer a candidate has been covered by something durable.
@@ -87,37 +87,25 @@ impl Checker {
             }
             lost.push(other);
         }
-        // Whose zeroes they are is decided once it is known which writes are gone.
-        Ok((value != ZEROES).then_some(value))
+        Ok(())
     }
 
-    /// Zeroes come from the newest write of zeroes that is not gone as a whole.
-    fn attribute_zeroes(
+    /// The writes that may have left a value at a unit.
+    fn survivors(
         &self,
-        contents: &Contents,
-        resolution: &mut Resolution,
-    ) -> Result<(), Violation> {
-        let Resolution { survivors, lost } = resolution;
-        for ((values, survivors), export) in contents.iter().zip(survivors).zip(0..) {
-            for (unit, survivor) in survivors.iter_mut().enumerate() {
-                if values[unit] != ZEROES {
-                    continue;
-                }
-                let mut zeroes = self.zero_candidates(export, unit);
-                *survivor = zeroes.clone().filter(|id| lost.binary_search(id).is_err()).last();
-                if let (None, Some(zero)) = (&survivor, zeroes.next()) {
-                    return Err(Violation::new(
-                        Kind::Torn,
-                        format!(
-                            "after a restart unit {unit} of export {export} shows a part of {}, \
-                             the rest of which is gone",
-                            self.history.describe(zero),
-                        ),
-                    ));
-                }
-            }
+        resolution: &Resolution,
+        export: u8,
+        unit: usize,
+        value: Value,
+    ) -> Vec<u32> {
+        match value {
+            UNREADABLE => Vec::new(),
+            ZEROES => self
+                .zero_candidates(export, unit)
+                .filter(|id| resolution.lost.binary_search(id).is_err())
+                .collect(),
+            id => vec![id],
         }
-        Ok(())
     }
 
     /// No write that survived was submitted after one of the same life that is gone had taken
@@ -125,10 +113,12 @@ impl Checker {
     fn check_prefix(&self, resolution: &Resolution) -> Result<(), Violation> {
         let life_of = |id| self.history.life_of(self.history.get(id).invoked);
         let mut newest: Vec<u32> = vec![0; self.history.life_of(self.history.now()) + 1];
-        for &id in resolution.survivors.iter().flatten().flatten() {
+        for &id in resolution.contents.iter().flatten() {
+            if id == UNREADABLE || id == ZEROES {
+                continue;
+            }
             let life = life_of(id);
-            let older = self.history.get(newest[life]).invoked < self.history.get(id).invoked;
-            if older && !self.history.get(id).zeroes {
+            if self.history.get(newest[life]).invoked < self.history.get(id).invoked {
                 newest[life] = id;
             }
         }
@@ -145,38 +135,50 @@ impl Checker {
                 ));
             }
         }
-        for (of_export, export) in resolution.survivors.iter().zip(0..) {
-            let mut previous = None;
-            for survivor in of_export.iter().flatten().copied() {
-                if previous != Some(survivor) && !self.history.get(survivor).zeroes {
-                    self.check_survivor_whole(export, of_export, survivor)?;
-                }
-                previous = Some(survivor);
-            }
-        }
         Ok(())
     }
 
-    fn check_survivor_whole(
+    /// No write survived in part.
+    fn check_survivors_whole(
         &self,
+        resolution: &Resolution,
         export: u8,
-        survivors: &[Option<u32>],
-        writer: u32,
+        values: &[Value],
     ) -> Result<(), Violation> {
-        let write = self.history.get(writer);
-        let covered = survivors.iter().enumerate().skip(write.first_unit).take(write.units);
-        for (unit, other) in covered {
-            let Some(other) = *other else { continue };
-            if other != writer && self.history.is_before(other, writer) {
-                return Err(Violation::new(
-                    Kind::Torn,
-                    format!(
-                        "after a restart export {export} shows a part of {}, but unit {unit} \
-                         still shows {}",
-                        self.history.describe(writer),
-                        self.history.describe(other),
-                    ),
-                ));
+        let mut previous = UNREADABLE;
+        for (unit, &value) in values.iter().enumerate() {
+            if value == ZEROES && self.survivors(resolution, export, unit, value).is_empty() {
+                let detail = format!(
+                    "after a restart unit {unit} of export {export} shows zeroes of a write that is \
+                     gone elsewhere"
+                );
+                return Err(Violation::new(Kind::Torn, detail));
+            }
+            if value == previous || value == ZEROES || value == UNREADABLE {
+                continue;
+            }
+            previous = value;
+            let write = self.history.get(value);
+            let covered = values.iter().enumerate().skip(write.first_unit).take(write.units);
+            for (other_unit, &other) in covered {
+                if other != UNREADABLE
+                    && other != value
+                    && self.value_is_before(export, other_unit, other, value)
+                {
+                    return Err(Violation::new(
+                        Kind::Torn,
+                        format!(
+                            "after a restart export {export} shows a part of {}, but unit \
+                             {other_unit} still shows {}",
+                            self.history.describe(value),
+                            if other == ZEROES {
+                                "zeroes".into()
+                            } else {
+                                self.history.describe(other)
+                            },
+                        ),
+                    ));
+                }
             }
         }
         Ok(())
@@ -184,18 +186,26 @@ impl Checker {
 
     /// Makes a checked restart the new beginning.
     pub fn resolve(&mut self, resolution: &Resolution) {
-        for &id in &resolution.lost {
-            self.history.lose(id);
-        }
-        for (of_export, export) in resolution.survivors.iter().zip(0..) {
-            for (unit, survivor) in of_export.iter().enumerate() {
-                let Some(id) = *survivor else { continue };
-                self.history.recover(id);
-                let registers: &mut super::Registers = &mut self.exports[export];
-                registers.candidates[unit].clear();
-                registers.candidates[unit].push(id);
+        for (values, export) in resolution.contents.iter().zip(0u8..) {
+            for (unit, &value) in values.iter().enumerate() {
+                let survivors = self.survivors(resolution, export, unit, value);
+                if survivors.is_empty() {
+                    continue;
+                }
+                for &id in &survivors {
+                    // Whatever took effect did so before the restart.
+                    self.history.seen(id, self.restarted);
+                }
+                if let [id] = survivors[..] {
+                    self.history.recover(id);
+                }
+                let registers = &mut self.exports[usize::from(export)];
+                registers.candidates[unit] = survivors;
                 registers.undecided[unit] = false;
             }
+        }
+        for &id in &resolution.lost {
+            self.history.lose(id);
         }
     }
 }
