@@ -80,7 +80,7 @@ pub fn read_superblock(storage: &mut dyn Storage) -> Result<Superblock, OpenErro
         storage.read_at(offset, &mut block)?;
         match Superblock::parse(&block) {
             Ok(superblock) => {
-                let newer = found.as_ref().is_none_or(|f| f.incarnation < superblock.incarnation);
+                let newer = found.as_ref().is_none_or(|f| f.age() < superblock.age());
                 if newer {
                     found = Some(superblock);
                 }

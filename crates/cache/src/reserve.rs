@@ -148,6 +148,8 @@ pub struct ReservePlan {
     pub reclaim: Pool,
     /// Summaries and staging of the destagers.
     pub destage: Pool,
+    /// A superblock on its way to the device.
+    pub superblock: Pool,
     /// Segments whose image fits the log pool.
     pub log_segments: u32,
 }
@@ -187,6 +189,7 @@ impl ReservePlan {
         let destage = pool(
             limits::DESTAGERS as u64 * (summary_bytes + u64::from(limits::DESTAGE_BATCH_BYTES)),
         );
+        let superblock = pool(BLOCK_BYTES_U64);
         let fixed = end;
         let log_segments = reserve_bytes.saturating_sub(fixed) / segment_bytes;
         if log_segments < limits::LOG_POOL_SEGMENTS_MIN {
@@ -198,7 +201,7 @@ impl ReservePlan {
         let log = Pool { offset: fixed, length: log_segments * segment_bytes };
         let log_segments =
             u32::try_from(log_segments).expect("a reserve of less than 2^32 segments");
-        Ok(Self { receive, merge, fetch, log, reclaim, destage, log_segments })
+        Ok(Self { receive, merge, fetch, log, reclaim, destage, superblock, log_segments })
     }
 
     /// The end of the last pool: how much memory to map.

@@ -744,7 +744,9 @@ fn plan_entries(
             let base = log.geometry.address(segment_use, 0);
             let address = base.plus(first_payload + offset);
             destager.position.block += 1;
+            // A writethrough answer stands for this very version on the origin (rule 23).
             if export.order == Order::Relaxed
+                && export.mode != Mode::Writethrough
                 && is_superseded(destager.export, index, log, block, address)
             {
                 continue;

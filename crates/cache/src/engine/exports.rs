@@ -285,6 +285,15 @@ impl Exports {
         })
     }
 
+    /// Watermarks were made durable outside the log.
+    pub fn watermarks_persisted(&mut self, watermarks: &[u64; EXPORTS_MAX]) {
+        for (slot, export) in self.iter_mut() {
+            if export.watermark.0 == watermarks[slot] {
+                export.watermark_record.get_or_insert(Sequence(0));
+            }
+        }
+    }
+
     /// A record was closed: it carries the watermarks, and epochs that end with it have ended.
     pub fn record_closed(&mut self, sequence: Sequence) {
         for (_, export) in self.iter_mut() {

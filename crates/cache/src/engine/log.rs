@@ -160,6 +160,8 @@ pub struct Log {
     /// The first record that carries the current tail.
     tail_record: Option<Sequence>,
     record_wanted: bool,
+    /// A record is wanted but no segment is left for it.
+    starved: bool,
 }
 
 /// Where recovery left the log.
@@ -204,6 +206,7 @@ impl Log {
             tail: start.tail,
             tail_record: Some(last),
             record_wanted: false,
+            starved: false,
         }
     }
 
@@ -517,6 +520,25 @@ impl Log {
         self.record_wanted = true;
     }
 
+    /// Whether tail and watermarks can no longer be kept in a record: no segment is left.
+    pub fn is_starved(&self) -> bool {
+        self.starved
+    }
+
+    /// The tail was made durable outside the log.
+    pub fn tail_persisted(&mut self, tail: Sequence) {
+        if tail == self.tail {
+            self.tail_record.get_or_insert(Sequence(0));
+        }
+        self.starved = false;
+        self.record_wanted = false;
+    }
+
+    /// The oldest sequence that counts.
+    pub fn tail(&self) -> Sequence {
+        self.tail
+    }
+
     /// Decides at the end of a turn whether the open record is closed now.
     pub fn close_if_due(&mut self, reserve: &mut Reserve, exports: &mut Exports, now: Now) {
         if self.record_wanted && self.writes_in_flight == 0 {
@@ -524,6 +546,7 @@ impl Log {
             if room.is_ok() {
                 self.want_durable(self.newest());
             }
+            self.starved = room.is_err() && self.segments_free() == 0;
         }
         let Some(record) = self.record else { return };
         let waited_for = self.wanted >= record.sequence;

@@ -16,6 +16,7 @@ mod read;
 mod reclaim;
 mod recovery;
 mod step;
+mod superblock;
 mod tables;
 mod write;
 
@@ -40,6 +41,7 @@ use merge::Merge;
 use reclaim::Reclaim;
 use std::sync::Arc;
 use step::Op;
+use superblock::SuperblockKeeper;
 use tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
 
 /// Effects that one step may queue: a read of the largest step from a log that is scattered to
@@ -70,6 +72,7 @@ pub struct Engine {
     admission: Admission,
     destagers: Box<[Destager; DESTAGERS]>,
     reclaim: Reclaim,
+    superblock: SuperblockKeeper,
     controls: FixedQueue<Waiting>,
     latched: bool,
     stopping: bool,

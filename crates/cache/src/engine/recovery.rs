@@ -7,6 +7,7 @@ use super::exports::{Cursor, Export, Exports};
 use super::log::{Identity, Log, LogStart, SegmentInfo};
 use super::reclaim::Reclaim;
 use super::step::Op;
+use super::superblock::SuperblockKeeper;
 use super::tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
 use super::{EFFECTS_MAX, Engine};
 use crate::config::{Config, ExportOptions, OpenedExport};
@@ -94,6 +95,7 @@ impl Engine {
         }
         // Rule 5: the new life is durable in both copies before its first record.
         superblock.incarnation = U64::new(superblock.incarnation.get() + 1);
+        superblock.revision = U64::ZERO;
         superblock.first_sequence = U64::new(rebuild.expected);
         superblock.tail = U64::new(facts.tail.min(rebuild.expected));
         superblock.watermarks = facts.watermarks.map(U64::new);
@@ -477,6 +479,7 @@ impl Rebuild {
             admission: Admission::new(has_wrapped),
             destagers: Box::new(std::array::from_fn(|_| Destager::new())),
             reclaim: Reclaim::new(),
+            superblock: SuperblockKeeper::new(superblock.clone()),
             controls: FixedQueue::new(CONTROLS_MAX),
             latched: false,
             stopping: false,

@@ -170,6 +170,8 @@ impl Engine {
                 Ok(()) => self.log.footer_written(segment_use),
                 Err(error) => self.latch(error),
             },
+            IoOwner::SuperblockWrite => self.superblock_written(result),
+            IoOwner::SuperblockFlush => self.superblock_flushed(result),
             IoOwner::Fetch { fetch } => self.fetch_done(fetch, result),
             IoOwner::DestageSummary { destager } => self.destage_summary_done(destager, result),
             IoOwner::DestageRead { destager, first, blocks } => {
@@ -197,6 +199,7 @@ impl Engine {
         if !self.latched {
             self.log.close_if_due(&mut self.reserve, &mut self.exports, self.now);
             self.submit_log_writes();
+            self.run_superblock();
         }
         self.publish();
     }
@@ -220,7 +223,7 @@ impl Engine {
         }
     }
 
-    fn device_write(&mut self, io: IoId, offset: u64, buffer: crate::units::Buffer) {
+    pub(super) fn device_write(&mut self, io: IoId, offset: u64, buffer: crate::units::Buffer) {
         self.counters.add(Counter::DeviceWrittenBytes, u64::from(buffer.length));
         self.emit(Effect::DeviceWrite { io, offset, buffer });
     }

@@ -150,6 +150,10 @@ pub enum IoOwner {
         /// Of which use of a segment.
         segment_use: u64,
     },
+    /// A superblock, and then the flush behind it.
+    SuperblockWrite,
+    /// The flush that makes a superblock durable.
+    SuperblockFlush,
     /// A range from an origin.
     Fetch {
         /// The fetch slot.

@@ -117,7 +117,8 @@ impl Engine {
             // A leaf that becomes zero as a whole needs none, unless an edge of it is payload.
             let whole = plan.whole();
             let edges = plan.partial().into_iter().flatten();
-            let for_edges: usize = edges.map(|block| self.index.leaves_needed(slot, block, 1)).sum();
+            let for_edges: usize =
+                edges.map(|block| self.index.leaves_needed(slot, block, 1)).sum();
             let most = self.index.leaves_needed(slot, first, count);
             (self.index.leaves_for_run(slot, whole.first, whole.blocks.into()) + for_edges)
                 .min(most)

@@ -40,10 +40,12 @@ pub struct Superblock {
     pub tail: U64,
     /// Per export: the highest sequence that its origin has.
     pub watermarks: [U64; EXPORTS_MAX],
+    /// Counts the writes within an incarnation: the higher one of two intact copies counts.
+    pub revision: U64,
     reserved: [u8; SUPERBLOCK_RESERVED],
 }
 
-const SUPERBLOCK_RESERVED: usize = BLOCK_BYTES - 120 - 8 * EXPORTS_MAX;
+const SUPERBLOCK_RESERVED: usize = BLOCK_BYTES - 128 - 8 * EXPORTS_MAX;
 
 const _: () = {
     assert!(size_of::<Superblock>() == BLOCK_BYTES);
@@ -72,6 +74,12 @@ impl Superblock {
     pub fn seal(&mut self) -> &[u8] {
         self.checksum = U32::new(checksum(&self.as_bytes()[4..]));
         self.as_bytes()
+    }
+
+    /// Which of two intact copies is the newer one.
+    #[must_use]
+    pub fn age(&self) -> (u64, u64) {
+        (self.incarnation.get(), self.revision.get())
     }
 
     /// Whether the bytes start like a superblock of any version, damaged or not.
