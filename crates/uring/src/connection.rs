@@ -124,6 +124,8 @@ pub struct Connection {
     pub wanted: u32,
     /// Parsing waits for a completion of its own or for a ticket.
     pub blocked: bool,
+    /// In the list of those that wait for a ticket.
+    pub starved: bool,
     /// It said goodbye.
     pub leaving: bool,
     /// In the list of those with something to parse.
@@ -160,6 +162,7 @@ impl Connection {
             long: None,
             wanted: 0,
             blocked: false,
+            starved: false,
             leaving: false,
             runnable: false,
             touched: false,

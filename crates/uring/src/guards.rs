@@ -118,7 +118,7 @@ pub fn probe() -> Vec<Guard> {
     let flusher = std::thread::spawn(io_flusher).join().unwrap_or_else(|_| {
         guard("io_flusher", Some("the thread that asked for it failed".to_owned()))
     });
-    let uring = ring_setup::build(8).err().map(|error| uring_advice(&error));
+    let uring = ring_setup::build(8, 16).err().map(|error| uring_advice(&error));
     vec![
         guard("io_uring", uring),
         memory_locked(locked, true),

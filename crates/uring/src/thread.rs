@@ -204,6 +204,7 @@ fn run<C: Core>(
         pin(cpu);
     }
     lock_stack();
+    lock_text();
     // Devices stay open, and with that locked, as long as the ring.
     let devices = (start.cache.take(), std::mem::take(&mut start.origins));
     let counters = shared.counters.clone();
@@ -300,4 +301,23 @@ fn lock_stack() {
     }
     // SAFETY: the pages are the calling thread's stack; locking changes no content.
     unsafe { libc::mlock(stack.as_ptr().cast(), stack.len()) };
+}
+
+/// Locks the program's own text: a page of it that was dropped would have to be read from a disk
+/// that may be ours. Where locking is not permitted, the guard for the reserve says so.
+fn lock_text() {
+    let here = lock_text as fn() as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    let range = |line: &str| {
+        let (range, rest) = line.split_once(' ')?;
+        let (start, end) = range.split_once('-')?;
+        let start = usize::from_str_radix(start, 16).ok()?;
+        let end = usize::from_str_radix(end, 16).ok()?;
+        rest.starts_with("r-x").then_some((start, end))
+    };
+    let text = maps.lines().filter_map(range).find(|(start, end)| (*start..*end).contains(&here));
+    if let Some((start, end)) = text {
+        // SAFETY: the mapping that this function runs from; locking changes no content.
+        unsafe { libc::mlock(start as *const libc::c_void, end - start) };
+    }
 }

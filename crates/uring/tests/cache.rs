@@ -146,6 +146,8 @@ fn data_of_several_times_the_log_passes_through() {
         }
     }
     control(&host, 1, ControlAction::Drain);
+    control(&host, 2, ControlAction::Stop);
+    host.runtime.shutdown().expect("an orderly end after an operator's stop");
     let origin = std::fs::read(files.origin()).expect("the origin");
     assert!(origin[..24 << 20] == pattern(0, 24 << 20, 7));
     assert!(host.counter("segmentsReclaimed") > 13, "the log has wrapped");

@@ -297,6 +297,27 @@ fn many_connections_share_the_ring() {
 }
 
 #[test]
+fn more_requests_than_tickets_wait_and_are_all_answered() {
+    let host = host(Setup { connections_max: 12, ..Setup::default() });
+    let mut clients: Vec<_> = (0..12).map(|_| host.connect()).collect();
+    host.switches.hold_writes.store(true, Ordering::SeqCst);
+    for client in &mut clients {
+        for index in 0..120_u64 {
+            client.request(WRITE, index * 512, 512, &pattern(index * 512, 512, 4));
+        }
+    }
+    host.until("all tickets taken", |host| host.switches.steps.load(Ordering::SeqCst) == 1024);
+    let _gone_while_waiting = clients.pop();
+    host.switches.hold_writes.store(false, Ordering::SeqCst);
+    for client in &mut clients {
+        for _ in 0..120 {
+            assert_eq!(client.simple_reply().0, 0);
+        }
+        assert!(client.get(0, 61_440) == Ok(pattern(0, 61_440, 4)));
+    }
+}
+
+#[test]
 fn connections_beyond_the_limit_wait_for_their_turn() {
     let host = host(Setup { connections_max: 2, ..Setup::default() });
     let first = host.connect();

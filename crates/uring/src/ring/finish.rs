@@ -50,12 +50,15 @@ impl<C: Core> Ring<C> {
         self.unblock(slot);
     }
 
-    /// A ticket is free: whoever waited first may go on.
+    /// A ticket is free: all who waited look again, in the order in which they asked. One alone
+    /// might not want it any more, and the others would wait for ever.
     fn feed_starved(&mut self) {
-        if !self.starved.is_empty() {
-            let slot = self.starved.remove(0);
+        for position in 0..self.starved.len() {
+            let slot = self.starved[position];
+            self.connections[usize::from(slot)].starved = false;
             self.unblock(slot);
         }
+        self.starved.clear();
     }
 
     fn answer(&mut self, slot: u16, step: &Step, result: Result<(), RequestError>) {

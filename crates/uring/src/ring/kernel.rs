@@ -7,6 +7,7 @@ use crate::ring_setup;
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue, types};
 use ringfence_cache::Buffer;
+use ringfence_cache::limits::DEVICE_IOS_MAX;
 use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -84,7 +85,9 @@ impl Kernel {
         connections: u32,
         counters: Arc<RingCounters>,
     ) -> io::Result<Self> {
-        let uring = ring_setup::build(ENTRIES)?;
+        // Every device I/O, a receive and a send per connection, and what there is one of.
+        let completions = DEVICE_IOS_MAX as u32 + 2 * connections + ENTRIES;
+        let uring = ring_setup::build(ENTRIES, completions)?;
         let submitter = uring.submitter();
         submitter.register_files_sparse(file::CONNECTIONS + connections)?;
         submitter.register_iowq_max_workers(&mut [WORKERS_BOUNDED, WORKERS_UNBOUNDED])?;

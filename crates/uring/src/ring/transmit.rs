@@ -165,11 +165,14 @@ impl<C: Core> Ring<C> {
 
     /// Whether a ticket is free. If not, the connection is told when one is.
     pub(super) fn has_ticket(&mut self, slot: u16) -> bool {
-        if !self.tickets.any_free() {
-            self.starved.push(slot);
-            return false;
+        if self.tickets.any_free() {
+            return true;
         }
-        true
+        let connection = &mut self.connections[usize::from(slot)];
+        if !std::mem::replace(&mut connection.starved, true) {
+            self.starved.push(slot);
+        }
+        false
     }
 
     fn begin_request(&mut self, slot: u16, request: ringfence_wire::Request) -> Progress {

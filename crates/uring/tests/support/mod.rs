@@ -89,8 +89,10 @@ impl Core for RamDisk {
                 }
             }
             Event::EndOfTurn => {
-                if !hold && let Some(request) = self.held.pop_front() {
-                    self.execute(request);
+                if !hold {
+                    while let Some(request) = self.held.pop_front() {
+                        self.execute(request);
+                    }
                 }
                 let poll_ns = now.monotonic_ns + 1_000_000;
                 self.deadline_ns = (!self.held.is_empty()).then_some(poll_ns);
