@@ -72,7 +72,7 @@ fn compare(heading: &str, rows: &[Row]) -> usize {
     let mut end = 0;
     for (found, row) in written.iter().zip(rows) {
         let name = format!("{heading}, \"{}\"", found.text);
-        assert!(found.text.starts_with(&row.label), "{name}: expected \"{}\"", &row.label);
+        assert!(found.text.starts_with(&row.label), "{name}: expected \"{}\"", row.label);
         assert_eq!(found.offset, end, "{name}: a gap or an overlap");
         end += found.size.unwrap_or(0);
         let mut at = found.offset;
