@@ -116,8 +116,7 @@ export async function startDaemon(
     parts.session = session;
     const nbd = signal.aborted ? [] : config.listen.map((place) => listen(session.engine, place));
     if (signal.aborted) await stop(parts, `${signal.reason}`);
-    // An operator may have said stop meanwhile.
-    else if (parts.stopped === null) parts.state = 'serving';
+    else parts.state = 'serving';
     signal.addEventListener('abort', () => {
       stop(parts, `${signal.reason}`).catch(() => undefined);
     });

@@ -37,12 +37,16 @@ export interface Status {
     };
     /** Whether the device failed: writes and flushes give EIO until a restart. */
     readonly latched: boolean;
+    /** Exports at a time, those included that are known but not served. */
+    readonly exports_max: number;
     readonly recovered_records: number;
     readonly recovery_ms: number;
   };
   readonly reserve: {
     readonly size_bytes: number;
     readonly used_bytes: number;
+    /** Clients at a time: each has its windows in the `receive` pool. */
+    readonly connections_max: number;
     readonly pools: Readonly<
       Record<
         string,
@@ -60,7 +64,7 @@ export interface Status {
 
 /** Puts the status together from what was configured, found at start, and counted. */
 export function buildStatus(
-  config: Pick<Config, 'cache' | 'exports'>,
+  config: Pick<Config, 'cache' | 'exports' | 'connectionsMax'>,
   opened: NativeOpened,
   snapshot: Snapshot,
 ): Status {
@@ -75,10 +79,11 @@ export function buildStatus(
       segment_bytes: Number(opened.segmentBytes),
       segments,
       latched: snapshot.engine('latched') !== 0n,
+      exports_max: snapshot.layout.exportsMax,
       recovered_records: Number(opened.recoveredRecords),
       recovery_ms: opened.recoveryMs,
     },
-    reserve: reserveStatus(snapshot),
+    reserve: reserveStatus(snapshot, config.connectionsMax),
     guards: guardStatus(opened.guards),
     exports: opened.exports.map((found) => {
       const given = config.exports.find(({ name }) => name === found.name);
@@ -111,7 +116,7 @@ function guardStatus(guards: readonly Guard[]): Status['guards'] {
   return Object.fromEntries(guards.map(({ measure, up, advice }) => [measure, { up, advice }]));
 }
 
-function reserveStatus(snapshot: Snapshot): Status['reserve'] {
+function reserveStatus(snapshot: Snapshot, connectionsMax: number): Status['reserve'] {
   const pools = Object.fromEntries(
     snapshot.layout.pools.map((name) => {
       const { sizeBytes, usedBytes, waits } = snapshot.pool(name);
@@ -123,6 +128,7 @@ function reserveStatus(snapshot: Snapshot): Status['reserve'] {
   return {
     size_bytes: all.reduce((sum, pool) => sum + pool.size_bytes, 0),
     used_bytes: all.reduce((sum, pool) => sum + pool.used_bytes, 0),
+    connections_max: connectionsMax,
     pools,
     ring_allocations: Number(snapshot.engine('ringAllocations')),
   };

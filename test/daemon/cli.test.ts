@@ -294,10 +294,17 @@ const STATUS: Status = {
     segment_bytes: 1 << 24,
     segments: { free: 30, used: 32, reclaiming: 0 },
     latched: true,
+    exports_max: 64,
     recovered_records: 0,
     recovery_ms: 0,
   },
-  reserve: { size_bytes: 4096, used_bytes: 0, pools: {}, ring_allocations: 0 },
+  reserve: {
+    size_bytes: 4096,
+    used_bytes: 0,
+    connections_max: 16,
+    pools: {},
+    ring_allocations: 0,
+  },
   guards: { io_flusher: { up: false, advice: 'Give it a capability.' } },
   exports: [],
 };

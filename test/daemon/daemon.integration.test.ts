@@ -7,7 +7,7 @@ import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import { writeContentFile } from '../support/content.ts';
 import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
-import { run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
+import { projectRoot, run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
 import {
   ask,
   type Daemon,
@@ -32,6 +32,15 @@ async function serve(t: ExecutionContext, options = ''): Promise<Daemon> {
   await formatCache(device);
   const disk = { name: 'disk', origin, ...(options === '' ? {} : { options }) };
   return startDaemon(scope, await daemonSetup({ cache: device, exports: [disk], folder }));
+}
+
+/** All keys of a value, those of its parts included: `a`, `a.b`, `a.0.b`. */
+function keysOf(value: unknown, prefix = ''): readonly string[] {
+  if (typeof value !== 'object' || value === null) return [];
+  return Object.entries(value).flatMap(([key, part]) => [
+    `${prefix}${key}`,
+    ...keysOf(part, `${prefix}${key}.`),
+  ]);
 }
 
 /** Fills the export with content; the file that it came from. */
@@ -74,6 +83,31 @@ test.serial('flush, drain, status, metrics and stop work on the real thing', asy
 
   await ask(daemon, 'stop');
   t.deepEqual(await daemon.background.wait(), { exitCode: 0, signal: null });
+});
+
+test.serial('the status of the operations page is the real one', async (t) => {
+  const daemon = await serve(t);
+  const page = readFileSync(join(projectRoot, 'docs', 'operations.md'), 'utf8');
+  const example = /```json\n(.*?)```/s.exec(page)?.[1] ?? '';
+  const variable = /^(guards|reserve\.pools)\.\w+/;
+  const keys = (status: unknown) => keysOf(status).filter((key) => !variable.test(key));
+  t.deepEqual(keys(await readStatus(daemon)).toSorted(), keys(JSON.parse(example)).toSorted());
+});
+
+test.serial('format asks on a pipe too, and takes only "yes" for an answer', async (t) => {
+  const scope = testScope(t);
+  const { device } = await loopDevice(scope, temporaryFolder(scope), 'cache', 64 * MIB);
+  const words = ['format', device, '--segment', '4MiB'];
+  const no = await runAnyway(ringfenceCommand, words, { input: 'no\n' });
+  t.is(no.exitCode, 2);
+  t.regex(no.stderr, /was left as it is.*\[RF_NOT_CONFIRMED\]$/);
+  t.regex(no.stdout, /^model +loop$/m);
+  const nobody = await runAnyway(ringfenceCommand, words);
+  t.is(nobody.exitCode, 2);
+  t.regex((await runAnyway(ringfenceCommand, ['doctor', '--cache', device])).stdout, /cache +none/);
+  const yes = await runAnyway(ringfenceCommand, words, { input: 'yes\n' });
+  t.is(yes.exitCode, 0, yes.stderr);
+  t.regex(yes.stdout, /is now the cache [0-9a-f-]{36}: 15 segments of 4 MiB\.$/);
 });
 
 test.serial('promtool finds nothing wrong with the page of a daemon that has served', async (t) => {
