@@ -197,7 +197,8 @@ impl Engine {
             && export.destage_target > export.watermark
             && durable > export.watermark
             && (export.origin_up || now_ns >= export.retry_at_ns)
-            && !self.latched;
+            && !self.latched
+            && !self.stopping;
         if !wanted {
             return;
         }
@@ -262,6 +263,10 @@ impl Engine {
     /// Collects the next batch: what the log holds of this export behind the position, up to the
     /// end of the epoch (strict), of what is durable (rule 17), or of the staging room.
     fn plan_batch(&mut self, index: usize) {
+        if self.stopping {
+            // Nothing needs draining: what the origin lacks stays dirty.
+            return self.release_destager(index);
+        }
         self.destagers[index].plan.clear();
         self.destagers[index].zero = None;
         self.destagers[index].next = 0;
@@ -646,7 +651,8 @@ impl Engine {
         if !export.watermark_is_durable(self.log.durable()) {
             return self.log.want_record();
         }
-        let more = export.destage_target > export.watermark
+        let more = !self.stopping
+            && export.destage_target > export.watermark
             && export.is_dirty()
             && export.destage_enabled
             && self.log.durable() > export.watermark;
