@@ -276,6 +276,32 @@ fn payload_that_the_engine_does_not_take_stops_its_connection_only() {
 }
 
 #[test]
+fn payload_that_comes_back_while_the_ring_spins_makes_room() {
+    let host = host(Setup { spin_us: 5_000, ..Setup::default() });
+    let mut client = host.connect();
+    for _ in 0..300 {
+        assert_eq!(client.write(0, &[1; 4096]), 0);
+    }
+    assert!(host.counter("ringSpinHits") > 0, "it spins");
+    for round in 0..20 {
+        host.switches.hold_writes.store(true, Ordering::SeqCst);
+        let before = host.switches.steps.load(Ordering::SeqCst);
+        let large = client.request(WRITE, 0, 1 << 20, &pattern(0, 1 << 20, round));
+        let small = client.request(WRITE, 0, 20_000, &pattern(0, 20_000, round));
+        // The window is almost full, held, and ends with a part of a header.
+        let next = client.header(FLUSH, 0, 0);
+        client.stream.write_all(&next[..10]).expect("a part");
+        host.until("both writes", |host| host.switches.steps.load(Ordering::SeqCst) == before + 2);
+        std::thread::sleep(std::time::Duration::from_millis(3));
+        host.switches.hold_writes.store(false, Ordering::SeqCst);
+        assert_eq!(client.simple_reply(), (0, large));
+        assert_eq!(client.simple_reply(), (0, small));
+        client.stream.write_all(&next[10..]).expect("the rest");
+        assert_eq!(client.simple_reply().0, 0);
+    }
+}
+
+#[test]
 fn many_connections_share_the_ring() {
     for spin_us in [0, 50] {
         let host = host(Setup { connections_max: 32, spin_us, ..Setup::default() });

@@ -14,7 +14,7 @@ use std::sync::atomic::{Ordering, fence};
 impl<C: Core> Ring<C> {
     /// Waits until there is something to do.
     pub(super) fn wait(&mut self) {
-        if !self.runnable.is_empty() || self.commands.has_items() {
+        if !self.runnable.is_empty() || !self.touched.is_empty() || self.commands.has_items() {
             self.arm_spinning();
             self.kernel.submit();
             return;
@@ -85,7 +85,12 @@ impl<C: Core> Ring<C> {
             let wanted = connection.wanted;
             let (Ok(room), Some(fd)) = (connection.window.room(wanted), connection.fd.as_ref())
             else {
-                unreachable!("a connection that spins has room and a socket");
+                // Held bytes came back and the rest can move to the start, or it is closing.
+                self.spinning.swap_remove(position);
+                self.connections[usize::from(slot)].spinning = false;
+                self.touch(slot);
+                hit = true;
+                continue;
             };
             self.shared.counters.add(RingCounter::SystemCalls, 1);
             // SAFETY: the room is part of the connection's window, and no receive is in flight.
