@@ -17,7 +17,7 @@ const CONTROL = '--control /run/control.sock';
 async function startInside(guest: Guest): Promise<void> {
   await guest.run(`${PRELUDE}
     nohup node '${projectRoot}/bin/ringfence' serve --cache /dev/vda --export disk=/dev/vdb \
-      --listen unix:/run/nbd.sock --metrics 127.0.0.1:9100 ${CONTROL} --reserve 64MiB \
+      --listen unix:/run/nbd.sock --metrics 127.0.0.1:9100 ${CONTROL} --reserve 128MiB \
       > /run/daemon.log 2>&1 &
     echo $! > /run/daemon.pid
     for i in $(seq 1200); do
