@@ -103,6 +103,8 @@ export function startProcess(
   const child = execa('setpriv', ['--pdeathsig', 'KILL', '--', ...pinned, command, ...args], {
     reject: false,
     buffer: false,
+    // How long a signal may take is the test's business.
+    forceKillAfterDelay: false,
     stdin: 'pipe',
     env: { ...options.env },
     cwd: projectRoot,
