@@ -53,7 +53,8 @@ export function formatAddress(address: Address): string {
 export function nbdUri(address: Address, exportName: string): string {
   const name = encodeURIComponent(exportName);
   if (address.kind === 'unix') {
-    return `nbd+unix:///${name}?socket=${encodeURI(address.path).replace(/[&#?+]/g, encodeURIComponent)}`;
+    const path = encodeURI(address.path).replace(/[&#?+]/g, encodeURIComponent);
+    return `nbd+unix:///${name}?socket=${path}`;
   }
   return `nbd://${bracketed(reachableHost(address.host))}:${address.port}/${name}`;
 }

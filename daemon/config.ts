@@ -2,7 +2,8 @@
  * How the daemon is to run: the command line, a TOML file, or both. What the command line says
  * replaces what the file says, for a list the whole list.
  *
- * {@link FILE_SCHEMA} is the one description of the file; `docs/operations.md` is tested against it.
+ * {@link FILE_SCHEMA} is the one description of the file; `docs/operations.md` is tested
+ * against it.
  */
 
 import { readFile } from 'node:fs/promises';

@@ -31,7 +31,8 @@ function refused<Fields extends readonly string[]>(
 export const ERRORS = {
   RF_SIZE: refused(
     (text: string) =>
-      `"${text}" is not a size: write a whole number, alone for bytes or with KiB, MiB, GiB or TiB.`,
+      `"${text}" is not a size: ` +
+      'write a whole number, alone for bytes or with KiB, MiB, GiB or TiB.',
   ),
   RF_DURATION: refused(
     (text: string) =>

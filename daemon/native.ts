@@ -74,7 +74,10 @@ export interface CounterLayout {
   /** Of each export: `exportsMax` groups of these follow the engine's. */
   readonly exportNames: readonly string[];
   readonly exportsMax: number;
-  /** The operations that requests are counted by, in order: `read`, `write`, `flush`, `trim`, `write_zeroes`. */
+  /**
+   * The operations that requests are counted by, in order: `read`, `write`, `flush`, `trim`,
+   * `write_zeroes`.
+   */
   readonly operations: readonly string[];
   /**
    * Per export and operation, after all exports' groups: requests, bytes, errors, the sum of
@@ -98,11 +101,17 @@ export type NativeEvent =
     }
   /** Exactly the bytes that `receive` asked for. */
   | { readonly type: 'received'; readonly connection: ConnectionId; readonly bytes: Uint8Array }
-  /** The connection is gone: the peer closed it, a deadline passed, or it broke the protocol. Its id is free. */
+  /**
+   * The connection is gone: the peer closed it, a deadline passed, or it broke the protocol. Its id
+   * is free.
+   */
   | { readonly type: 'closed'; readonly connection: ConnectionId; readonly reason: string }
   /** A `control` call has ended; `error` is a sentence or null. */
   | { readonly type: 'controlDone'; readonly token: number; readonly error: string | null }
-  /** Something an operator should know: `latched`, `origin_down`, `origin_up`, `checksum_mismatch`, `destage_damaged`. */
+  /**
+   * Something an operator should know: `latched`, `origin_down`, `origin_up`, `checksum_mismatch`,
+   * `destage_damaged`.
+   */
   | {
       readonly type: 'notice';
       readonly notice: string;
@@ -126,7 +135,10 @@ export interface NativeEngine {
    * Unix socket that nobody serves is replaced; a busy address throws one clear sentence.
    */
   listen(address: string): Listening;
-  /** Asks for exactly `length` bytes of a handshake, within `deadlineMs`. One at a time per connection. */
+  /**
+   * Asks for exactly `length` bytes of a handshake, within `deadlineMs`. One at a time per
+   * connection.
+   */
   receive(connection: ConnectionId, length: number, deadlineMs: number): void;
   /** Sends handshake bytes; they are copied. At most 64 KiB may wait per connection. */
   send(connection: ConnectionId, bytes: Uint8Array): void;

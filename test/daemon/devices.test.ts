@@ -93,7 +93,9 @@ test('a mounted device is refused, by its mount point', async (t) => {
   scope.defer(() => run('umount', [mountPoint]));
   await t.throwsAsync(refuseDeviceInUse(await findDevice(device, 'device'), 'origin'), {
     code: 'RF_DEVICE_MOUNTED',
-    message: `The origin ${device} is in use: it is mounted on ${mountPoint}; unmount it first, or give another device.`,
+    message:
+      `The origin ${device} is in use: it is mounted on ${mountPoint}; ` +
+      'unmount it first, or give another device.',
   });
 });
 
