@@ -21,7 +21,7 @@ export type Preparation =
   | 'none'
   /** The whole area is written, so that every read finds data, most of it on the device only. */
   | 'fill'
-  /** The area is small; it is written and read once, so that it lies in memory where there is any. */
+  /** The area is small; it is written and read once, so it lies in memory where there is any. */
   | 'warm';
 
 /** One fio job. */

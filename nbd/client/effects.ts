@@ -22,7 +22,7 @@ export interface BeginClientTransmission {
   readonly blockSizes: BlockSizes | null;
 }
 
-/** Like the server's effects: `receive` is the last of a list, `begin` and `close` the very last. */
+/** Like the server's effects: `receive` is last in a list, `begin` and `close` the very last. */
 export type ClientEffect =
   | { readonly type: 'send'; readonly bytes: Uint8Array }
   | { readonly type: 'receive'; readonly length: number }

@@ -5,6 +5,8 @@ import { output, root } from './process.mjs';
 
 const FILE_LINES_MAX = 800;
 const LINE_COLUMNS_MAX = 100;
+/** An address, and a line that is one text: to be found, they stay in one piece. */
+const UNBROKEN = /:\/\/|^\s*(\w+: )?(["'`]).*\2,?$/;
 
 /**
  * What is wrong with a source file, one line each, beginning with `path:line`.
@@ -16,8 +18,7 @@ const LINE_COLUMNS_MAX = 100;
 export function styleFindings(path, text) {
   const lines = text.split('\n');
   const findings = lines.flatMap((line, index) => {
-    // An address cannot be broken over lines.
-    if ([...line].length <= LINE_COLUMNS_MAX || line.includes('://')) return [];
+    if ([...line].length <= LINE_COLUMNS_MAX || UNBROKEN.test(line)) return [];
     return [`${path}:${index + 1}: longer than ${LINE_COLUMNS_MAX} columns`];
   });
   if (lines.length > FILE_LINES_MAX + 1) {

@@ -33,7 +33,7 @@ export interface RunOptions {
 
 const RUN_TIMEOUT_MS = 120_000;
 
-/** Runs a program to its end and tells how it ended; a program that hangs or cannot start throws. */
+/** Runs a program to its end and tells how it ended; one that hangs or cannot start throws. */
 export async function runAnyway(
   command: string,
   args: readonly string[],
