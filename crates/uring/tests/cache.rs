@@ -1,7 +1,7 @@
 //! The whole native side over files: engine, ring, cache and origin, opened and opened again.
 
 use ringfence_cache::{Mode, Order};
-use ringfence_uring::allocation::{CountingAllocator, abort_on_ring_allocation};
+use ringfence_uring::allocation::abort_on_ring_allocation;
 use ringfence_uring::{ControlAction, ExportSpec, OpenSpec, RuntimeError, RuntimeEvent};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,8 +10,11 @@ use support::{FLUSH, Host, TRIM, WRITE_ZEROES, pattern};
 
 mod support;
 
+// The addon brings its own.
+#[cfg(not(feature = "napi"))]
 #[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
+static ALLOCATOR: ringfence_uring::allocation::CountingAllocator =
+    ringfence_uring::allocation::CountingAllocator;
 
 const SEGMENT_BYTES: u64 = 4 << 20;
 /// Not a multiple of 4096: the last block cannot be written with `O_DIRECT`.

@@ -3,13 +3,16 @@
 mod support;
 
 use ringfence_uring::RuntimeError;
-use ringfence_uring::allocation::{CountingAllocator, abort_on_ring_allocation};
+use ringfence_uring::allocation::abort_on_ring_allocation;
 use std::io::Write;
 use std::sync::atomic::Ordering;
 use support::{Client, DISC, FLUSH, Host, READ, Setup, TRIM, WRITE, WRITE_ZEROES, pattern};
 
+// The addon brings its own.
+#[cfg(not(feature = "napi"))]
 #[global_allocator]
-static ALLOCATOR: CountingAllocator = CountingAllocator;
+static ALLOCATOR: ringfence_uring::allocation::CountingAllocator =
+    ringfence_uring::allocation::CountingAllocator;
 
 /// Every host of this file runs with it: an allocation by a ring thread ends the test process.
 fn host(setup: Setup) -> Host {
