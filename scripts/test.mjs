@@ -48,7 +48,7 @@ async function cargoTests(log) {
   const parameters = ['test', '--workspace', '--locked', '--no-fail-fast'];
   parameters.push('--features', 'ringfence-uring/napi');
   const result = await run('cargo', parameters, { quiet: true, log });
-  return shown(cargoResults(result.stdout, result.status), result.text);
+  return shown(cargoResults(result.text, result.status), result.text);
 }
 
 /**

@@ -11,7 +11,7 @@
 /**
  * Counts what `cargo test` printed.
  *
- * @param {string} text standard output
+ * @param {string} text standard output and error
  * @param {number} status exit status
  * @returns {Results}
  */
@@ -22,6 +22,10 @@ export function cargoResults(text, status) {
     passed += Number(match[1]);
     failed += Number(match[2]);
   }
+  // A program that aborts says nothing of its tests; only cargo says that it failed.
+  const targets = text.match(/^error: (?:doc)?test failed, to rerun pass/gm)?.length ?? 0;
+  const told = text.match(/^test result: FAILED/gm)?.length ?? 0;
+  failed += Math.max(0, targets - told);
   // `ignore` code blocks of the documentation are listed like tests; they are not.
   const ignored = [...text.matchAll(/^test (.+?) \.\.\. ignored/gm)].map((match) => `${match[1]}`);
   const skipped = ignored.filter((name) => !name.includes(' (line '));

@@ -81,6 +81,11 @@ test('numbers out of range are refused with the name of the argument', (t) => {
   t.throws(() => void native.format(nowhere, -1n), { message: /segmentBytes/ });
 });
 
+test('zero is a number like any other', async (t) => {
+  const error = await t.throwsAsync(native.open(options({ reserveBytes: 0n }), () => {}));
+  t.true((error?.message ?? '').length > 0);
+});
+
 test('a mode or order that there is not is refused', (t) => {
   const wrong = { ...options({}), exports: [{ name: 'a', originPath: nowhere, mode: 'sideways' }] };
   t.throws(() => void native.open(wrong as unknown as NativeOpenOptions, () => {}));

@@ -31,6 +31,12 @@ test('cargo: an ignored test is named and counts as failed', (t) => {
   t.deepEqual(cargoResults(text, 101), { passed: 6, failed: 4, skipped: ['slow::one'] });
 });
 
+test('cargo: a program that aborts is a failure beside those that are told', (t) => {
+  const rerun = 'error: test failed, to rerun pass `-p x`\n';
+  const { failed } = cargoResults(`${CARGO}${rerun}${rerun}`, 101);
+  t.is(failed, 4);
+});
+
 test('cargo: what does not compile is one failure', (t) => {
   t.deepEqual(cargoResults('', 101), { passed: 0, failed: 1, skipped: [] });
 });

@@ -95,8 +95,10 @@ pub fn whole<T: TryFrom<u64>>(name: &str, value: f64) -> napi::Result<T> {
 /// # Errors
 /// A sentence with `name` when it is negative or does not fit.
 pub fn whole_bigint(name: &str, value: &BigInt) -> napi::Result<u64> {
-    match value.get_u64() {
-        (false, whole, true) => Ok(whole),
+    match (value.sign_bit, value.words.as_slice()) {
+        // Zero has no words, and no sign that would matter.
+        (_, [] | [0]) => Ok(0),
+        (false, &[whole]) => Ok(whole),
         _ => Err(sentence(format_args!("{name} must be between 0 and 2^64 - 1"))),
     }
 }
