@@ -112,7 +112,12 @@ fn draw_range(
 ) -> (u64, u64) {
     let mix = &scenario.mix;
     let unit_bytes = scenario.unit_bytes;
-    let length = random.magnitude(unit_bytes.min(bytes_max), bytes_max);
+    let shortest = unit_bytes.min(bytes_max);
+    let length = if scenario.churns {
+        random.between(shortest, bytes_max)
+    } else {
+        random.magnitude(shortest, bytes_max)
+    };
     let (grain, length) = if random.percent(mix.aligned_percent) {
         (BLOCK_BYTES_U64, length.next_multiple_of(BLOCK_BYTES_U64).min(bytes_max))
     } else {

@@ -7,6 +7,7 @@
 use crate::random::Random;
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{ReadPiece, Storage, StorageError};
+use std::ops::Range;
 use std::rc::Rc;
 
 /// The smallest piece that survives a power cut as a whole.
@@ -249,6 +250,8 @@ pub struct BlockingDevice<'a> {
     device: &'a mut SimDevice,
     /// Operations until the power fails.
     cut_after: Option<u64>,
+    /// Operations that fail, counted from zero.
+    failing: Range<u64>,
     /// Operations so far.
     operations: u64,
 }
@@ -256,7 +259,12 @@ pub struct BlockingDevice<'a> {
 impl<'a> BlockingDevice<'a> {
     /// The device, with the power failing in the operation after `cut_after` others.
     pub fn new(device: &'a mut SimDevice, cut_after: Option<u64>) -> Self {
-        Self { device, cut_after, operations: 0 }
+        Self { device, cut_after, failing: 0..0, operations: 0 }
+    }
+
+    /// Lets some operations fail, counted from zero.
+    pub fn fail(&mut self, operations: Range<u64>) {
+        self.failing = operations;
     }
 
     /// How many operations there were.
@@ -265,14 +273,19 @@ impl<'a> BlockingDevice<'a> {
         self.operations
     }
 
-    fn count(&mut self) -> bool {
+    /// Counts an operation: it may be the one in which the power fails, or fail itself.
+    fn count(&mut self, operation: &'static str, offset: u64) -> Result<(), StorageError> {
+        let number = self.operations;
         self.operations += 1;
-        self.cut_after.is_some_and(|after| self.operations > after)
+        if self.cut_after.is_some_and(|after| number >= after) {
+            std::panic::resume_unwind(Box::new(PowerCut));
+        }
+        if self.failing.contains(&number) {
+            let source = std::io::Error::from_raw_os_error(5);
+            return Err(StorageError { operation, offset, source });
+        }
+        Ok(())
     }
-}
-
-fn cut() -> ! {
-    std::panic::resume_unwind(Box::new(PowerCut))
 }
 
 impl Storage for BlockingDevice<'_> {
@@ -281,9 +294,7 @@ impl Storage for BlockingDevice<'_> {
     }
 
     fn read(&mut self, pieces: &mut [ReadPiece<'_>]) -> Result<(), StorageError> {
-        if self.count() {
-            cut();
-        }
+        self.count("read", pieces.first().map_or(0, |piece| piece.offset))?;
         for piece in pieces {
             self.device.read(piece.offset, piece.into);
         }
@@ -292,17 +303,16 @@ impl Storage for BlockingDevice<'_> {
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
         let serial = self.device.submit_write(offset, bytes);
-        if self.count() {
-            cut();
+        if let Err(error) = self.count("write", offset) {
+            self.device.fail_write(serial, &mut Random::new(self.operations));
+            return Err(error);
         }
         self.device.complete_write(serial);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), StorageError> {
-        if self.count() {
-            cut();
-        }
+        self.count("flush", 0)?;
         let cover = self.device.cover();
         self.device.complete_flush(cover);
         Ok(())

@@ -66,7 +66,7 @@ impl<C: Core> Life<C> {
     }
 
     fn device_fails(&self, world: &mut World, per_million: u32) -> Result<(), IoError> {
-        if self.faults && world.random.chance(per_million) {
+        if self.faults && (world.is_chosen_to_fail() || world.random.chance(per_million)) {
             world.excused = true;
             return Err(IoError::Failed { errno: EIO });
         }
@@ -107,6 +107,7 @@ impl<C: Core> Life<C> {
         Self::check_device(world, offset, buffer)?;
         world.trace.mix(offset ^ u64::from(buffer.length) << 40);
         let serial = world.device.submit_write(offset, self.core.reserve().bytes(buffer));
+        world.tally.device_bytes += u64::from(buffer.length);
         let result = self.device_fails(world, world.scenario.faults.device_write_error);
         let typical_ns = world.scenario.device_ns;
         self.begin(world, io, typical_ns, Action::DeviceWrite { serial, offset, buffer }, result)
@@ -179,7 +180,8 @@ impl<C: Core> Life<C> {
             world.excused = true;
             return (world.random.magnitude(1_000_000_000, 600_000_000_000), Ok(()));
         }
-        if world.random.chance(faults.origin_error) || world.random.chance(extra) {
+        let chosen = world.is_chosen_to_fail();
+        if chosen || world.random.chance(faults.origin_error) || world.random.chance(extra) {
             world.excused = true;
             return (typical_ns, Err(IoError::Failed { errno: EIO }));
         }

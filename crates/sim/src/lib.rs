@@ -14,12 +14,14 @@
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
 //! | [`run`] | one world or many |
+//! | [`failures`] | each I/O of a scenario failing in turn |
 
 pub mod checker;
 pub mod client;
 pub mod content;
 pub mod core;
 pub mod device;
+pub mod failures;
 mod io;
 mod life;
 mod memory;

@@ -101,12 +101,13 @@ fn run(options: &Options) -> ExitCode {
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
     println!(
-        "{} worlds, {} crash points, {} power cuts in recovery, {} operations, {} failures in \
-         {seconds:.1} s: {:.0} crash points per hour",
+        "{} worlds, {} crash points, {} power cuts in recovery, {} operations, {} laps of the log, \
+         {} failures in {seconds:.1} s: {:.0} crash points per hour",
         summary.worlds,
         tally.crash_points,
         tally.cuts_in_recovery,
         tally.operations,
+        tally.laps,
         summary.failures.len(),
         tally.crash_points as f64 * 3600.0 / seconds,
     );

@@ -85,6 +85,17 @@ pub struct Faults {
     pub origin_power_percent: u32,
 }
 
+/// Which I/O fails, counted from one over all that a world's lives ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChosenFailure {
+    /// The first that fails.
+    pub first: u64,
+    /// Whether all after it fail, too, until the life ends.
+    pub for_ever: bool,
+    /// Whether I/Os of a restart are counted instead of those of clients.
+    pub in_recovery: bool,
+}
+
 /// A world, before anything happens in it.
 #[derive(Clone, Debug)]
 pub struct Scenario {
@@ -108,6 +119,8 @@ pub struct Scenario {
     pub mix: Mix,
     /// Lives before the last one.
     pub lives: u32,
+    /// Whether lives are long and writes large, so that the log is filled several times.
+    pub churns: bool,
     /// The most steps of the engine in one life.
     pub steps_max: u64,
     /// Typical time of a cache device I/O in nanoseconds.
@@ -118,8 +131,10 @@ pub struct Scenario {
     pub turn_ns: u64,
     /// Check the engine's invariants after one in this many steps.
     pub invariants_every: u64,
-    /// What fails.
+    /// What fails by chance.
     pub faults: Faults,
+    /// What fails by choice.
+    pub chosen_failure: Option<ChosenFailure>,
 }
 
 impl Scenario {
@@ -133,7 +148,16 @@ impl Scenario {
         let faults = draw_faults(random);
         let exports = (0..export_count).map(|index| draw_export(index, &faults, random)).collect();
         let segments = u64::from(limits::SEGMENTS_MIN) + random.pick(&[0, 0, 1, 4]);
-        let steps_max = random.magnitude(20, 20_000);
+        // Some worlds write so much that the log is filled and reclaimed several times.
+        let churns = random.percent(20);
+        let steps_max =
+            if churns { random.between(5_000, 15_000) } else { random.magnitude(20, 20_000) };
+        let mut mix = draw_mix(random);
+        if churns {
+            mix.write = 100;
+            mix.bytes_max = random.between(128 << 10, u64::from(limits::STEP_BYTES_MAX));
+            mix.pause_ns_max = mix.pause_ns_max.min(1_000_000);
+        }
         Self {
             seed,
             device_bytes: limits::SEGMENTS_OFFSET + segments * limits::SEGMENT_BYTES_MIN,
@@ -143,7 +167,8 @@ impl Scenario {
             config: draw_config(random),
             clients: u32::try_from(random.between(1, 8)).expect("a few"),
             batch_max: random.between(1, 8),
-            mix: draw_mix(random),
+            mix,
+            churns,
             lives: u32::try_from(random.between(1, (40_000 / steps_max).clamp(3, 24)))
                 .expect("a few"),
             steps_max,
@@ -152,6 +177,7 @@ impl Scenario {
             turn_ns: random.pick(&[0, 1_000, 50_000]),
             invariants_every: random.pick(&[1, 16, 64]),
             faults,
+            chosen_failure: None,
         }
     }
 }

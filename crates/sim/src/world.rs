@@ -17,6 +17,7 @@ use ringfence_cache::limits::SEGMENT_BYTES_MIN;
 use ringfence_cache::{
     Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
 };
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
@@ -36,6 +37,14 @@ pub struct Tally {
     pub errors: u64,
     /// Events handed to the engine.
     pub steps: u64,
+    /// I/Os of serving lives that could have failed.
+    pub ios: u64,
+    /// Device operations of restarts.
+    pub recovery_ios: u64,
+    /// Bytes that the engine has written to the cache device while serving.
+    pub device_bytes: u64,
+    /// The same, in sizes of the device: how often the log was filled.
+    pub laps: u64,
 }
 
 impl Tally {
@@ -46,6 +55,10 @@ impl Tally {
         self.operations += other.operations;
         self.errors += other.errors;
         self.steps += other.steps;
+        self.ios += other.ios;
+        self.recovery_ios += other.recovery_ios;
+        self.device_bytes += other.device_bytes;
+        self.laps += other.laps;
     }
 }
 
@@ -131,6 +144,12 @@ impl World {
     /// # Errors
     /// The first thing that must hold and does not.
     pub fn run<C: Core>(&mut self) -> Result<(), Violation> {
+        let result = self.live::<C>();
+        self.tally.laps = self.tally.device_bytes / self.scenario.device_bytes;
+        result
+    }
+
+    fn live<C: Core>(&mut self) -> Result<(), Violation> {
         let options = FormatOptions {
             uuid: [7; 16],
             secret: self.random.word().to_le_bytes().repeat(2).try_into().expect("16 bytes"),
@@ -141,7 +160,8 @@ impl World {
             .map_err(|error| Violation::new(Kind::OpenRefused, error))?;
         let mut life = self.open::<C>(false)?;
         for _ in 0..self.scenario.lives {
-            let steps = self.random.magnitude(1, self.scenario.steps_max);
+            let most = self.scenario.steps_max;
+            let steps = if self.scenario.churns { most } else { self.random.magnitude(1, most) };
             life.serve(self, steps)?;
             self.probe::<C>()?;
             let end = self.draw_end();
@@ -239,7 +259,8 @@ impl World {
             self.now_ns += 1_000_000;
             let cut_after = (cuts_left > 0).then(|| self.random.magnitude(1, 256) - 1);
             cuts_left = cuts_left.saturating_sub(1);
-            let opened = self.try_open::<C>(&options, cut_after);
+            let failing = self.failing_operations();
+            let opened = self.try_open::<C>(&options, cut_after, failing.clone());
             let Opened { core, plan, memory, exports } = match opened {
                 Err(_) => {
                     self.tally.cuts_in_recovery += 1;
@@ -247,6 +268,11 @@ impl World {
                     self.trace.line(self.now_ns, || {
                         format!("power cut in recovery: {survived} of {all} device writes survive")
                     });
+                    continue;
+                }
+                Ok(Err(OpenError::Storage(error))) if !failing.is_empty() => {
+                    // The documented error; a device that works again must do.
+                    self.trace.line(self.now_ns, || error.to_string());
                     continue;
                 }
                 Ok(Err(error)) => return Err(Violation::new(Kind::OpenRefused, error.to_string())),
@@ -270,6 +296,7 @@ impl World {
         &mut self,
         options: &[ExportOptions],
         cut_after: Option<u64>,
+        failing: Range<u64>,
     ) -> Result<Result<Opened<C>, OpenError>, PowerCut> {
         let plan = self.reserve_plan();
         let memory = self.memory.lease(plan.total_bytes());
@@ -279,6 +306,7 @@ impl World {
         let config = self.scenario.config.clone();
         let now = now(self);
         let mut storage = BlockingDevice::new(&mut self.device, cut_after);
+        storage.fail(failing);
         let opening =
             AssertUnwindSafe(|| C::open(&mut storage, reserve, plan, options, config, now));
         let opened = match catch_unwind(opening) {
@@ -290,8 +318,34 @@ impl World {
             })),
         };
         let operations = storage.operations();
+        self.tally.recovery_ios += operations;
         self.trace.line(self.now_ns, || format!("opened with {operations} device operations"));
         opened
+    }
+
+    /// Whether the next I/O is the one that fails by choice.
+    pub(crate) fn is_chosen_to_fail(&mut self) -> bool {
+        self.tally.ios += 1;
+        self.scenario.chosen_failure.is_some_and(|chosen| {
+            let due = if chosen.for_ever {
+                self.tally.ios >= chosen.first
+            } else {
+                self.tally.ios == chosen.first
+            };
+            due && !chosen.in_recovery
+        })
+    }
+
+    /// The device operations of the restart that begins now that fail by choice.
+    fn failing_operations(&self) -> Range<u64> {
+        let Some(chosen) = self.scenario.chosen_failure.filter(|chosen| chosen.in_recovery) else {
+            return 0..0;
+        };
+        // Once it has happened, the device works again: the next restart has no such failure.
+        let Some(first) = chosen.first.checked_sub(self.tally.recovery_ios + 1) else {
+            return 0..0;
+        };
+        first..if chosen.for_ever { u64::MAX } else { first + 1 }
     }
 
     fn reserve_plan(&self) -> ReservePlan {
