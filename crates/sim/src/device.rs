@@ -198,6 +198,22 @@ impl SimDevice {
         (survived, all)
     }
 
+    /// How many writes a power cut could undo now.
+    #[must_use]
+    pub fn pending_writes(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// The power fails, and exactly the pending writes whose bits are set survive.
+    pub fn power_cut_keeping(&mut self, survivors: u64) {
+        for (index, write) in std::mem::take(&mut self.pending).iter().enumerate() {
+            if survivors >> index & 1 == 1 {
+                self.durable.write(write);
+            }
+        }
+        self.live = self.durable.clone();
+    }
+
     /// The process that used the device is gone, the power is not: what was in flight ends in
     /// the kernel or never left the process.
     pub fn abandon_in_flight(&mut self, random: &mut Random) {

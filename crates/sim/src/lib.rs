@@ -14,6 +14,7 @@
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
 //! | [`run`] | one world or many |
+//! | [`exhaustive`] | every short sequence of operations, with every crash |
 //! | [`failures`] | each I/O of a scenario failing in turn |
 
 pub mod checker;
@@ -21,6 +22,7 @@ pub mod client;
 pub mod content;
 pub mod core;
 pub mod device;
+pub mod exhaustive;
 pub mod failures;
 mod io;
 mod life;

@@ -122,6 +122,15 @@ impl<C: Core> Life<C> {
         Ok(())
     }
 
+    /// Lets so much time pass.
+    pub(crate) fn pass(&mut self, world: &mut World, ns: u64) -> Result<(), Violation> {
+        let until_ns = world.now_ns + ns;
+        // A wake-up of nobody keeps the clock from jumping further.
+        self.plan_at(until_ns, Happening::OperatorWakes);
+        while world.now_ns < until_ns && self.turn(world)? {}
+        Ok(())
+    }
+
     /// Whether every request has been answered.
     pub(crate) fn is_quiet(&self) -> bool {
         self.tickets.len() == self.requests.len()

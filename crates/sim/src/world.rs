@@ -149,15 +149,19 @@ impl World {
         result
     }
 
-    fn live<C: Core>(&mut self) -> Result<(), Violation> {
+    /// Writes an empty cache to the device.
+    pub(crate) fn format<C: Core>(&mut self) -> Result<(), Violation> {
         let options = FormatOptions {
             uuid: [7; 16],
             secret: self.random.word().to_le_bytes().repeat(2).try_into().expect("16 bytes"),
             segment_bytes: SEGMENT_BYTES_MIN,
         };
         let mut storage = BlockingDevice::new(&mut self.device, None);
-        C::format(&mut storage, &options)
-            .map_err(|error| Violation::new(Kind::OpenRefused, error))?;
+        C::format(&mut storage, &options).map_err(|error| Violation::new(Kind::OpenRefused, error))
+    }
+
+    fn live<C: Core>(&mut self) -> Result<(), Violation> {
+        self.format::<C>()?;
         let mut life = self.open::<C>(false)?;
         for _ in 0..self.scenario.lives {
             let most = self.scenario.steps_max;
@@ -249,8 +253,19 @@ impl World {
         });
     }
 
+    /// The process is killed.
+    pub(crate) fn kill(&mut self) {
+        self.crash(End::Kill);
+    }
+
+    /// The power fails, and exactly these of the pending device writes survive.
+    pub(crate) fn lose_power(&mut self, survivors: u64) {
+        self.device.power_cut_keeping(survivors);
+        self.crash(End::PowerCut);
+    }
+
     /// Opens the cache; with `cuts`, the power may fail while it is being opened.
-    fn open<C: Core>(&mut self, cuts: bool) -> Result<Life<C>, Violation> {
+    pub(crate) fn open<C: Core>(&mut self, cuts: bool) -> Result<Life<C>, Violation> {
         let options: Vec<_> =
             self.scenario.exports.iter().map(|export| export.options.clone()).collect();
         let mut cuts_left = if cuts { CUTS_IN_RECOVERY_MAX } else { 0 };
@@ -358,7 +373,7 @@ impl World {
     }
 
     /// Reads everything and checks it against what clients were told.
-    fn verify<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
+    pub(crate) fn verify<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
         self.tally.crash_points += 1;
         self.read_everything(life)?;
         let contents = std::mem::take(&mut self.contents);
