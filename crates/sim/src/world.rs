@@ -314,7 +314,7 @@ impl World {
         failing: Range<u64>,
     ) -> Result<Result<Opened<C>, OpenError>, PowerCut> {
         let plan = self.reserve_plan();
-        let memory = self.memory.lease(plan.total_bytes());
+        let mut memory = self.memory.lease(plan.total_bytes());
         // SAFETY: the engine that owns the reserve is dropped before the lease: `Life` keeps them
         // in this order, and so does a failed or unwinding `open`.
         let reserve = unsafe { memory.reserve() };
