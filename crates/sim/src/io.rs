@@ -191,6 +191,7 @@ impl<C: Core> Life<C> {
     /// The connection to an origin is gone: every request in flight ends without an answer, and
     /// the origin itself may have lost its power.
     fn disconnect(&mut self, world: &mut World, export: u8) {
+        world.origins[usize::from(export)].disturbed = world.checker.history.now();
         for io in self.ios.values_mut() {
             let of = match io.action {
                 Action::OriginRead { export, .. }
@@ -345,7 +346,11 @@ impl<C: Core> Life<C> {
             Action::OriginFlush { export, cover } => match result {
                 Ok(()) => world.origins[usize::from(export)].complete_flush(cover),
                 Err(IoError::Disconnected) => {}
-                Err(_) => world.origins[usize::from(export)].fail_flush(&mut world.random),
+                Err(_) => {
+                    let origin = &mut world.origins[usize::from(export)];
+                    origin.disturbed = world.checker.history.now();
+                    origin.fail_flush(&mut world.random);
+                }
             },
             Action::DeviceRead { .. } | Action::DeviceFlush { .. } | Action::OriginRead { .. } => {}
         }

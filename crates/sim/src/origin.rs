@@ -33,6 +33,8 @@ struct PendingWrite {
 pub struct SimOrigin {
     /// What promise 4 demands of it so far.
     ledger: OriginLedger,
+    /// When it last lost, or may have lost, something it had shown: a moment of the history.
+    pub disturbed: u64,
     live: Vec<Value>,
     /// Per unit, what a power cut could leave: the durable value and those not flushed.
     possible: Vec<Vec<Possible>>,
@@ -47,6 +49,7 @@ impl SimOrigin {
     pub fn new(ledger: OriginLedger, units: usize, initial: Value) -> Self {
         Self {
             ledger,
+            disturbed: 0,
             live: vec![initial; units],
             possible: vec![vec![Possible { serial: 0, value: initial }]; units],
             pending: Vec::new(),

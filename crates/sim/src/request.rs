@@ -218,12 +218,14 @@ impl<C: Core> Life<C> {
                 }
                 let write = world.checker.history.get(id);
                 let fua = write.fua;
+                // What the origin took, and lost with its power before it was flushed, it took.
+                let undisturbed = origin.disturbed < write.invoked;
                 for unit in write.first_unit..write.first_unit + write.units {
                     let live = origin.live()[unit];
                     let is_older = |value: content::Value| {
                         world.checker.origin_value_is_before(wish.export, unit, value, id)
                     };
-                    if is_older(live) || fua && origin.possible(unit).any(is_older) {
+                    if undisturbed && is_older(live) || fua && origin.possible(unit).any(is_older) {
                         let write = world.checker.history.describe(id);
                         let detail =
                             format!("writethrough: unit {unit} of the origin lacks {write}");
