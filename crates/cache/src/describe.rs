@@ -2,7 +2,7 @@
 
 use crate::config::Uuid;
 use crate::error::OpenError;
-use crate::format::SummaryReader;
+use crate::format::{Entry, EntryFlags, SummaryReader};
 use crate::geometry::Geometry;
 use crate::layout;
 use crate::reserve::Pool;
@@ -67,7 +67,10 @@ pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
             if sequence < facts.tail || sequence >= void_from {
                 continue;
             }
-            for entry in entries.iter().filter(|entry| entry.kind().is_client_data()) {
+            let counts = |entry: &&Entry| {
+                entry.kind().is_client_data() && !entry.flags().contains(EntryFlags::INDEX_ONLY)
+            };
+            for entry in entries.iter().filter(counts) {
                 let version = if entry.kind().is_copy() { entry.version.get() } else { sequence };
                 let owner = slots.iter().find(|&&slot| table.exports[slot].layer == entry.layer);
                 if let Some(&slot) = owner.filter(|&&slot| version > facts.watermarks[slot]) {

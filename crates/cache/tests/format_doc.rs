@@ -162,7 +162,9 @@ fn a_record_header_is_as_written() {
 #[test]
 fn an_entry_is_as_written() {
     let (superseded, no_hole) = (EntryFlags::SUPERSEDED.0, EntryFlags::NO_HOLE.0);
-    let flags = format!("flags: {superseded} superseded copy, {no_hole} no hole");
+    let index_only = EntryFlags::INDEX_ONLY.0;
+    let flags =
+        format!("flags: {superseded} superseded copy, {no_hole} no hole, {index_only} index only");
     let end = compare(
         "### Entry",
         &[
@@ -173,6 +175,7 @@ fn an_entry_is_as_written() {
             row!("number of blocks", Entry, count),
             private("kind"),
             private(flags),
+            row!("ordinal", Entry, ordinal),
             private("reserved"),
         ],
     );

@@ -96,7 +96,7 @@ impl Engine {
             let export = self.exports.get(slot);
             let on_origin = export.watermark >= export.newest_dirty.min(sequence);
             if on_origin && !export.watermark_is_durable(durable) {
-                self.log.want_record();
+                self.log.want_record(export.watermark_record());
             }
             done &= on_origin && export.watermark_is_durable(durable);
         }
@@ -105,11 +105,13 @@ impl Engine {
 
     fn stopped(&mut self) -> Option<Result<(), RequestError>> {
         let durable = self.log.durable();
-        let exports = &self.exports;
-        let watermarks_durable =
-            exports.in_use().all(|slot| exports.get(slot).watermark_is_durable(durable));
-        if !watermarks_durable {
-            self.log.want_record();
+        let mut watermarks_durable = true;
+        for slot in self.exports.in_use() {
+            let export = self.exports.get(slot);
+            if !export.watermark_is_durable(durable) {
+                watermarks_durable = false;
+                self.log.want_record(export.watermark_record());
+            }
         }
         self.log.want_durable(self.log.newest());
         (watermarks_durable && self.log.newest() <= durable).then_some(Ok(()))

@@ -33,8 +33,11 @@ impl DirtyAccount {
 
     /// Takes away what has reached the origin.
     pub fn subtract(&mut self, other: Self) {
-        self.blocks -= other.blocks;
-        self.log_blocks -= other.log_blocks;
+        // A crash between carrying an entry and freeing its segment leaves it in the log twice, so
+        // the account can be high, and what is taken from it low; it is set to zero when all is
+        // clean.
+        self.blocks = self.blocks.saturating_sub(other.blocks);
+        self.log_blocks = self.log_blocks.saturating_sub(other.log_blocks);
     }
 }
 
@@ -71,6 +74,8 @@ pub struct Export {
     watermark_record: Option<Sequence>,
     /// The place behind the watermark's record, to start over from.
     pub watermark_cursor: Cursor,
+    /// Counts epochs as the tail passes them: what tells the epochs of carried entries apart.
+    pub carry_epoch: u64,
     /// The newest record with data that the origin must get.
     pub newest_dirty: Sequence,
     /// What the origin lacks.
@@ -124,6 +129,11 @@ impl Export {
         self.watermark_record.is_some_and(|record| record <= durable)
     }
 
+    /// The first record that carries the watermark, if one does.
+    pub const fn watermark_record(&self) -> Option<Sequence> {
+        self.watermark_record
+    }
+
     /// The origin has everything up to `sequence`, flushed.
     pub fn advance_watermark(&mut self, sequence: Sequence, end: LogAddress, cursor: Cursor) {
         assert!(sequence >= self.watermark, "a watermark only rises");
@@ -133,6 +143,14 @@ impl Export {
         }
         self.watermark_end = end;
         self.watermark_cursor = cursor;
+        if !self.is_dirty() {
+            self.dirty = DirtyAccount::default();
+        }
+    }
+
+    /// Whether nobody can say when the origin will take its data: dirty data may be carried.
+    pub const fn is_away(&self) -> bool {
+        !self.origin_up || !self.configured || self.damaged || !self.destage_enabled
     }
 
     /// Notes an entry of client data in the open record.
@@ -176,6 +194,7 @@ impl Export {
             watermark_end: LogAddress(0),
             watermark_record: Some(Sequence(0)),
             watermark_cursor: start,
+            carry_epoch: 0,
             newest_dirty: Sequence(0),
             dirty: DirtyAccount::default(),
             oldest_dirty_wall_ns: 0,
@@ -275,6 +294,13 @@ impl Exports {
             export.epoch_ends = true;
         } else {
             export.begin_epoch();
+        }
+    }
+
+    /// The tail passes a record that begins epochs.
+    pub fn count_carry_epochs(&mut self, epoch_starts: u64) {
+        for (slot, export) in self.iter_mut() {
+            export.carry_epoch += epoch_starts >> slot & 1;
         }
     }
 

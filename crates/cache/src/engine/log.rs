@@ -441,6 +441,11 @@ impl Log {
         }
     }
 
+    /// Notes for a block that was copied the checksum of its original, right or wrong.
+    pub fn keep_checksum(&mut self, original: LogAddress, copy: LogAddress) {
+        self.checksums[self.geometry.log_block(copy)] = self.checksum(original);
+    }
+
     /// Closes the open record if it has reached its size.
     pub fn close_if_full(&mut self, reserve: &mut Reserve, exports: &mut Exports, now: Now) {
         if self.record.is_some_and(|record| record.blocks as usize >= RECORD_TARGET_BLOCKS) {
@@ -515,9 +520,18 @@ impl Log {
         self.wanted = self.wanted.max(sequence);
     }
 
-    /// Asks for a record, empty if need be, that carries watermarks and tail and becomes durable.
-    pub fn want_record(&mut self) {
-        self.record_wanted = true;
+    /// Asks for a watermark or a tail to become durable: by the record that carries it already,
+    /// or by a new one, empty if need be.
+    pub fn want_record(&mut self, carried_by: Option<Sequence>) {
+        match carried_by {
+            Some(record) => self.want_durable(record),
+            None => self.record_wanted = true,
+        }
+    }
+
+    /// Asks for the tail to become durable.
+    pub fn want_tail(&mut self) {
+        self.want_record(self.tail_record);
     }
 
     /// Whether tail and watermarks can no longer be kept in a record: no segment is left.

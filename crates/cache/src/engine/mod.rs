@@ -5,6 +5,8 @@
 //! `durability` flushes, `destage` carries dirty data to origins, `reclaim` makes segments free.
 
 mod api;
+mod carried;
+mod carry;
 mod control;
 mod destage;
 mod durability;
@@ -32,6 +34,7 @@ use crate::limits::{
 use crate::policy::Admission;
 use crate::reserve::{Reserve, ReservePlan};
 use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Now, Ticket};
+use carried::CarriedTable;
 use control::Waiting;
 use destage::Destager;
 use exports::Exports;
@@ -72,6 +75,7 @@ pub struct Engine {
     admission: Admission,
     destagers: Box<[Destager; DESTAGERS]>,
     reclaim: Reclaim,
+    carried: CarriedTable,
     superblock: SuperblockKeeper,
     controls: FixedQueue<Waiting>,
     latched: bool,

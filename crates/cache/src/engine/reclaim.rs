@@ -5,7 +5,8 @@
 //! ```
 //!
 //! Cold clean blocks are forgotten, blocks that were hit are appended again, dirty blocks wait for
-//! destage. The order is rule 26: re-append, flush, a record with the new tail, flush, no pins,
+//! destage, or are carried forward if their origin is away and others need room (rule 28, in
+//! `carry`). The order is rule 26: re-append, flush, a record with the new tail, flush, no pins,
 //! reuse.
 
 use super::api::IoError;
@@ -23,7 +24,7 @@ use crate::units::{BLOCK_BYTES, Buffer, ExportSlot, Sequence};
 use zerocopy::FromBytes;
 
 /// Blocks that are copied forward at a time.
-const BATCH_BLOCKS: usize = RECLAIM_BYTES as usize / BLOCK_BYTES;
+pub(super) const BATCH_BLOCKS: usize = RECLAIM_BYTES as usize / BLOCK_BYTES;
 /// Blocks looked at per turn: a bounded walk of the index between two turns of the ring.
 const BLOCKS_PER_TURN: u64 = 8192;
 
@@ -37,14 +38,16 @@ enum Phase {
     PersistingTail,
 }
 
-/// A clean block that was hit and goes to the head of the log.
+/// A block that goes to the head of the log: clean and hit, or dirty and carried.
 #[derive(Clone, Copy, Debug)]
-struct Survivor {
-    export: ExportSlot,
-    block: u64,
-    address: LogAddress,
-    version: u64,
-    intact: bool,
+pub(super) struct Survivor {
+    pub export: ExportSlot,
+    pub block: u64,
+    pub address: LogAddress,
+    pub version: u64,
+    pub intact: bool,
+    /// Of a dirty block: which entry of its record the original was, and its epoch.
+    pub dirty: Option<(u16, u64)>,
 }
 
 /// The state of the one reclaimer.
@@ -54,12 +57,12 @@ pub struct Reclaim {
     segment_use: u64,
     summary_bytes: u32,
     at: usize,
-    entry: usize,
-    block: u64,
-    survivors: Vec<Survivor>,
+    pub(super) entry: usize,
+    pub(super) block: u64,
+    pub(super) survivors: Vec<Survivor>,
     outstanding: usize,
     /// The newest record with something copied forward.
-    copies: Sequence,
+    pub(super) copies: Sequence,
     /// Exports whose dirty data stands in the way, a bit each.
     blocked_by: u64,
 }
@@ -159,7 +162,7 @@ impl Engine {
         Buffer { offset: self.plan.reclaim.offset, length }
     }
 
-    fn reclaim_staging(&self) -> Buffer {
+    pub(super) fn reclaim_staging(&self) -> Buffer {
         let room = self.reclaim_summary_room();
         Buffer { offset: room.offset + u64::from(room.length), length: RECLAIM_BYTES }
     }
@@ -201,6 +204,10 @@ impl Engine {
             let Some((record, entries, _)) = reader.next() else {
                 return self.scan_finished();
             };
+            if self.reclaim.entry == 0 && self.reclaim.block == 0 {
+                // Also of a record without entries: it may be the one that begins an epoch.
+                self.exports.count_carry_epochs(record.epoch_starts.get());
+            }
             let Some(entry) = entries.get(self.reclaim.entry).copied() else {
                 self.reclaim.at = reader.position();
                 self.reclaim.entry = 0;
@@ -229,11 +236,10 @@ impl Engine {
         let version = if entry.kind().is_copy() { entry.version } else { record.sequence };
         let watermark = self.exports.get(slot).watermark;
         if entry.kind().is_client_data() && version.get() > watermark.0 {
-            self.reclaim.blocked_by |= slot.bit();
-            return false;
+            let header = self.record_address(record);
+            return self.carry_entry(slot, version.get(), header, entry, payload_before);
         }
-        let geometry = self.log.geometry;
-        let header = geometry.address(self.reclaim.segment_use, record.offset_blocks.get());
+        let header = self.record_address(record);
         let (first, count) = (entry.block.get(), u64::from(entry.count.get()));
         if !entry.kind().has_payload() {
             *budget = budget.saturating_sub(count / 512 + 1);
@@ -254,9 +260,14 @@ impl Engine {
                         self.read_survivors();
                         return false;
                     }
-                    let version = version.get();
-                    let survivor = Survivor { export: slot, block, address, version, intact: true };
-                    self.reclaim.survivors.push(survivor);
+                    self.reclaim.survivors.push(Survivor {
+                        export: slot,
+                        block,
+                        address,
+                        version: version.get(),
+                        intact: true,
+                        dirty: None,
+                    });
                 } else {
                     self.index.set(slot, block, IndexEntry::MISSING).expect("its leaf is there");
                 }
@@ -265,6 +276,23 @@ impl Engine {
             self.reclaim.block += 1;
         }
         true
+    }
+
+    fn record_address(&self, record: &SummaryRecord) -> LogAddress {
+        self.log.geometry.address(self.reclaim.segment_use, record.offset_blocks.get())
+    }
+
+    /// Dirty data stands in the way: its export should be destaged.
+    pub(super) fn reclaim_blocked_by(&mut self, slot: ExportSlot) {
+        self.reclaim.blocked_by |= slot.bit();
+    }
+
+    /// Looks at the segment again from its start.
+    pub(super) fn rewind_reclaim(&mut self) {
+        self.reclaim.at = 0;
+        self.reclaim.entry = 0;
+        self.reclaim.block = 0;
+        self.reclaim.survivors.clear();
     }
 
     /// At the reserve, clean hits are dropped instead of copied (rule 27).
@@ -282,7 +310,7 @@ impl Engine {
     }
 
     /// Brings the survivors' payload into staging.
-    fn read_survivors(&mut self) {
+    pub(super) fn read_survivors(&mut self) {
         let staging = self.reclaim_staging();
         let mut first = 0;
         while first < self.reclaim.survivors.len() {
@@ -298,6 +326,7 @@ impl Engine {
                 .take_while(|(other, at)| other.address == survivor.address.plus(*at))
                 .count();
             if self.ios.free() == 0 {
+                // Clean: dropped. Dirty: looked at again.
                 self.reclaim.survivors[first].intact = false;
                 first += 1;
                 continue;
@@ -332,6 +361,10 @@ impl Engine {
     fn append_survivors(&mut self) {
         if self.reclaim.outstanding > 0 {
             return;
+        }
+        if self.reclaim.survivors.first().is_some_and(|survivor| survivor.dirty.is_some()) {
+            self.reclaim.phase = Phase::Scanning;
+            return self.append_carried();
         }
         for at in 0..self.reclaim.survivors.len() {
             let survivor = self.reclaim.survivors[at];
@@ -372,14 +405,14 @@ impl Engine {
         }
         let next = self.log.segments[self.log.geometry.segment(self.reclaim.segment_use + 1)];
         self.log.set_tail(next.sequence_first);
-        self.log.want_record();
+        self.log.want_tail();
         self.reclaim.phase = Phase::PersistingTail;
     }
 
     /// The new tail is durable and nobody reads the segment any more: it is free.
     fn free_segment(&mut self) {
         if !self.log.tail_is_durable() {
-            return self.log.want_record();
+            return self.log.want_tail();
         }
         let segment = self.log.geometry.segment(self.reclaim.segment_use);
         if self.log.segments[segment].pins > 0 {

@@ -1,6 +1,7 @@
 //! Recovery: from what is on the device to an engine that serves. Clean and unclean restarts take
 //! the same way (rule 7), and a crash during recovery is a crash like any other.
 
+use super::carried::{Carried, CarriedKey, CarriedTable};
 use super::control::CONTROLS_MAX;
 use super::destage::Destager;
 use super::exports::{Cursor, Export, Exports};
@@ -61,6 +62,7 @@ struct Rebuild {
     /// The sequence that must come next.
     expected: u64,
     recovery: Recovery,
+    carried: Vec<Carried>,
 }
 
 impl Engine {
@@ -154,6 +156,7 @@ impl Rebuild {
             next_use: 0,
             expected: 0,
             recovery,
+            carried: Vec::new(),
         })
     }
 
@@ -334,16 +337,29 @@ impl Rebuild {
             return Ok(());
         }
         let dirty = kind.is_client_data() && version > export.watermark;
-        if dirty {
+        let is_dirty_copy = matches!(kind, EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy);
+        let index_only = entry.flags().contains(EntryFlags::INDEX_ONLY);
+        if dirty && is_dirty_copy && !index_only {
+            let ordinal = entry.ordinal.get();
+            self.carried.push(Carried {
+                key: CarriedKey { export: slot, version, ordinal, block: first },
+                count: entry.count.get(),
+                is_zero: !kind.has_payload(),
+                no_hole: entry.flags().contains(EntryFlags::NO_HOLE),
+                epoch: entry.epoch.get(),
+                address: payload,
+            });
+            export.carry_epoch = export.carry_epoch.max(entry.epoch.get() + 1);
+        }
+        if dirty && !index_only {
             if !export.is_dirty() {
                 export.watermark_cursor = place;
                 export.oldest_dirty_wall_ns = wall_ns;
             }
-            export.newest_dirty = sequence;
+            export.newest_dirty = export.newest_dirty.max(version);
             export.dirty.add(count, u64::from(entry.payload_blocks()));
         }
-        let is_void_copy =
-            matches!(kind, EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy) && !dirty;
+        let is_void_copy = is_dirty_copy && !dirty;
         if entry.flags().contains(EntryFlags::SUPERSEDED) || is_void_copy {
             return Ok(());
         }
@@ -479,6 +495,7 @@ impl Rebuild {
             admission: Admission::new(has_wrapped),
             destagers: Box::new(std::array::from_fn(|_| Destager::new())),
             reclaim: Reclaim::new(),
+            carried: CarriedTable::new(self.carried),
             superblock: SuperblockKeeper::new(superblock.clone()),
             controls: FixedQueue::new(CONTROLS_MAX),
             latched: false,

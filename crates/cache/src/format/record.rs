@@ -143,6 +143,15 @@ impl EntryFlags {
     pub const SUPERSEDED: Self = Self(1);
     /// Zeroes that must stay allocated on the origin.
     pub const NO_HOLE: Self = Self(2);
+    /// A part of carried zeroes that is still current: it enters the index, but it is the whole
+    /// copy beside it that is destaged.
+    pub const INDEX_ONLY: Self = Self(4);
+
+    /// Both sets of bits.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
 
     /// Whether all bits of `other` are set.
     #[must_use]
@@ -169,7 +178,10 @@ pub struct Entry {
     pub count: U32,
     kind: u8,
     flags: u8,
-    reserved: [u8; 6],
+    /// Of a dirty copy: which entry of its record the original was. Copies of one record are
+    /// destaged in this order.
+    pub ordinal: U16,
+    reserved: [u8; 4],
 }
 
 const _: () = assert!(size_of::<Entry>() == ENTRY_BYTES);
@@ -186,7 +198,8 @@ impl Entry {
             count: U32::new(count),
             kind: kind.code(),
             flags: flags.0,
-            reserved: [0; 6],
+            ordinal: U16::ZERO,
+            reserved: [0; 4],
         }
     }
 
@@ -205,6 +218,13 @@ impl Entry {
         EntryFlags(self.flags)
     }
 
+    /// The same entry with other flags.
+    #[must_use]
+    pub const fn with_flags(mut self, flags: EntryFlags) -> Self {
+        self.flags = flags.0;
+        self
+    }
+
     /// Blocks of payload that it has.
     #[must_use]
     pub fn payload_blocks(&self) -> u32 {
@@ -217,7 +237,7 @@ impl Entry {
         if EntryKind::from_code(self.kind).is_none() {
             return bounds("kind", u64::from(self.kind));
         }
-        if self.flags > 3 || self.reserved != [0; 6] {
+        if self.flags > 7 || self.reserved != [0; 4] {
             return bounds("flags", u64::from(self.flags));
         }
         if self.count.get() == 0 || self.block.get() > u64::MAX / 8192 {

@@ -1,0 +1,224 @@
+//! Carrying dirty data forward: what reclaim does with dirty entries at the tail whose origin is
+//! away while others need room (rule 28).
+//!
+//! A copy keeps version and epoch of its original. If a newer version of the block exists it is
+//! marked superseded: strict destage still needs it, but it must never enter the index.
+
+use super::carried::{Carried, CarriedKey};
+use super::log::Privilege;
+use super::reclaim::{BATCH_BLOCKS, Survivor};
+use super::{Engine, blocks_of};
+use crate::config::Order;
+use crate::format::{Entry, EntryFlags, EntryKind};
+use crate::geometry::LogAddress;
+use crate::index::{IndexEntry, Place};
+use crate::units::ExportSlot;
+
+/// Free segments that must be left when carrying: the one that the copies go to, and one for the
+/// record with the new tail.
+const SEGMENTS_FREE_MIN: u64 = 2;
+
+impl Engine {
+    /// Whether an export's dirty data may be carried: its origin is away, nobody is writing to
+    /// it, and somebody else waits for the room.
+    fn may_carry(&self, slot: ExportSlot) -> bool {
+        let export = self.exports.get(slot);
+        let others_wait = self.exports.in_use().filter(|&other| other != slot).any(|other| {
+            let other = self.exports.get(other);
+            !other.room_waiters.is_empty() && !other.is_away()
+        });
+        export.is_away()
+            && !export.destaging
+            && others_wait
+            && self.log.segments_free() >= SEGMENTS_FREE_MIN
+            && self.carried.has_room(BATCH_BLOCKS)
+    }
+
+    /// Carries a dirty entry at the tail, or a part of it. Returns whether it is finished; if not,
+    /// reclaim goes on when its payload has been read, or waits for the origin.
+    pub(super) fn carry_entry(
+        &mut self,
+        slot: ExportSlot,
+        version: u64,
+        header: LogAddress,
+        entry: &Entry,
+        payload_before: u64,
+    ) -> bool {
+        if !self.may_carry(slot) {
+            self.reclaim_blocked_by(slot);
+            return false;
+        }
+        let kind = entry.kind();
+        let ordinal = match kind {
+            EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy => entry.ordinal.get(),
+            _ => u16::try_from(self.reclaim.entry).expect("fewer entries than a header holds"),
+        };
+        let epoch = match kind {
+            EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy => entry.epoch.get(),
+            _ => self.exports.get(slot).carry_epoch,
+        };
+        if !kind.has_payload() {
+            return self.carry_zeroes(slot, version, header, entry, (ordinal, epoch));
+        }
+        let is_carrying = |survivor: &Survivor| survivor.dirty.is_some();
+        if !self.reclaim.survivors.first().is_none_or(is_carrying) {
+            // Clean survivors are in the staging room: they go first.
+            self.read_survivors();
+            return false;
+        }
+        while self.reclaim.block < u64::from(entry.count.get()) {
+            if self.reclaim.survivors.len() == BATCH_BLOCKS {
+                self.read_survivors();
+                return false;
+            }
+            let offset = self.reclaim.block;
+            self.reclaim.survivors.push(Survivor {
+                export: slot,
+                block: entry.block.get() + offset,
+                address: header.plus(1 + payload_before + offset),
+                version,
+                intact: true,
+                dirty: Some((ordinal, epoch)),
+            });
+            self.reclaim.block += 1;
+        }
+        // One entry at a time: what follows may be somebody else's, or clean.
+        self.read_survivors();
+        self.reclaim.entry += 1;
+        self.reclaim.block = 0;
+        false
+    }
+
+    /// Appends the dirty blocks that were read, run by run.
+    pub(super) fn append_carried(&mut self) {
+        let mut first = 0;
+        while first < self.reclaim.survivors.len() {
+            let survivor = self.reclaim.survivors[first];
+            let run = self.carried_run(first);
+            let room = self.may_carry(survivor.export)
+                && self.ensure_room(1, run, Privilege::Reserved).is_ok();
+            if !room {
+                return self.rewind_reclaim();
+            }
+            self.append_carried_run(first, run);
+            first += run as usize;
+        }
+        self.reclaim.survivors.clear();
+    }
+
+    /// How many survivors from `first` on make one entry: neighbours of the same original, all
+    /// current or all superseded.
+    fn carried_run(&self, first: usize) -> u32 {
+        let start = self.reclaim.survivors[first];
+        let is_current = self.is_current(&start);
+        let follows = |(survivor, at): &(&Survivor, u64)| {
+            survivor.block == start.block + at
+                && survivor.version == start.version
+                && survivor.dirty == start.dirty
+                && self.is_current(survivor) == is_current
+        };
+        let run = self.reclaim.survivors[first..].iter().zip(0..).take_while(follows).count();
+        u32::try_from(run).expect("a batch")
+    }
+
+    fn is_current(&self, survivor: &Survivor) -> bool {
+        let Survivor { export, block, address, .. } = *survivor;
+        self.index.get(export, block).place() == Place::Stored(address)
+    }
+
+    fn append_carried_run(&mut self, first: usize, run: u32) {
+        let survivor = self.reclaim.survivors[first];
+        let Survivor { export, block, version, .. } = survivor;
+        let (ordinal, epoch) = survivor.dirty.expect("a dirty block");
+        let is_current = self.is_current(&survivor);
+        if !is_current && self.exports.get(export).order == Order::Relaxed {
+            // A newer version is in the log and will be destaged: nobody needs this one.
+            return;
+        }
+        let flags = if is_current { EntryFlags::default() } else { EntryFlags::SUPERSEDED };
+        let layer = self.exports.get(export).layer.0;
+        let mut entry = Entry::new(EntryKind::DirtyCopy, flags, layer, block, run);
+        entry.version = version.into();
+        entry.epoch = epoch.into();
+        entry.ordinal = ordinal.into();
+        let (address, frames) = self.log.append(&entry, &mut self.reserve);
+        self.reserve.copy(blocks_of(self.reclaim_staging(), first as u32, run), frames);
+        for offset in 0..u64::from(run) {
+            // A block that was damaged stays damaged: its checksum goes with it (rule 25).
+            let original = self.reclaim.survivors[first + offset as usize].address;
+            self.log.keep_checksum(original, address.plus(offset));
+            if is_current {
+                let entry = IndexEntry::stored(address.plus(offset), true);
+                self.index.set(export, block + offset, entry).expect("its leaf is there");
+            }
+        }
+        let version = crate::units::Sequence(version);
+        let key = CarriedKey { export, version, ordinal, block };
+        let (is_zero, no_hole) = (false, false);
+        self.carried.insert(Carried { key, count: run, is_zero, no_hole, epoch, address });
+        self.reclaim.copies = self.log.open().0;
+        self.log.close_if_full(&mut self.reserve, &mut self.exports, self.now);
+    }
+
+    /// Carries zeroes: the whole entry for destage, and what is still current for the index.
+    fn carry_zeroes(
+        &mut self,
+        slot: ExportSlot,
+        version: u64,
+        header: LogAddress,
+        entry: &Entry,
+        (ordinal, epoch): (u16, u64),
+    ) -> bool {
+        let (first, count) = (entry.block.get(), entry.count.get());
+        let no_hole = entry.flags().contains(EntryFlags::NO_HOLE);
+        let hole = if no_hole { EntryFlags::NO_HOLE } else { EntryFlags::default() };
+        let mut copy = Entry::new(EntryKind::DirtyZeroCopy, hole, entry.layer.get(), first, count);
+        copy.version = version.into();
+        copy.epoch = epoch.into();
+        copy.ordinal = ordinal.into();
+        if !entry.flags().contains(EntryFlags::INDEX_ONLY) {
+            if self.ensure_room(1, 0, Privilege::Reserved).is_err() {
+                self.rewind_reclaim();
+                return false;
+            }
+            let flags = hole.and(EntryFlags::SUPERSEDED);
+            let (address, _) = self.log.append(&copy.with_flags(flags), &mut self.reserve);
+            self.reclaim.copies = self.log.open().0;
+            let version = crate::units::Sequence(version);
+            let key = CarriedKey { export: slot, version, ordinal, block: first };
+            self.carried.insert(Carried { key, count, is_zero: true, no_hole, epoch, address });
+        }
+        if entry.flags().contains(EntryFlags::SUPERSEDED) {
+            return true;
+        }
+        self.carry_current_zeroes(slot, header, &copy.with_flags(EntryFlags::INDEX_ONLY))
+    }
+
+    /// Appends an entry for each run of zeroes that no newer version has superseded.
+    fn carry_current_zeroes(&mut self, slot: ExportSlot, header: LogAddress, copy: &Entry) -> bool {
+        let end = copy.block.get() + u64::from(copy.count.get());
+        let old = IndexEntry::zero(header);
+        let is_current = |engine: &Self, block| engine.index.get(slot, block).same_content(old);
+        let mut block = copy.block.get();
+        while block < end {
+            if !is_current(self, block) {
+                block += 1;
+                continue;
+            }
+            let run = (block..end).take_while(|&each| is_current(self, each)).count() as u64;
+            if self.ensure_room(1, 0, Privilege::Reserved).is_err() {
+                self.rewind_reclaim();
+                return false;
+            }
+            let (_, new_header) = self.log.open();
+            let mut part = *copy;
+            part.block = block.into();
+            part.count = u32::try_from(run).expect("within an entry").into();
+            self.log.append(&part, &mut self.reserve);
+            self.reclaim.copies = self.log.open().0;
+            self.index.replace_in_run(slot, block, run, old, IndexEntry::zero(new_header));
+            block += run;
+        }
+        true
+    }
+}

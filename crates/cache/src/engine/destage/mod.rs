@@ -1,0 +1,378 @@
+//! Destage: a cursor walks the log in sequence order and carries dirty blocks to the origin.
+//!
+//! ```text
+//!   Idle ──▶ Planning ──▶ Reading ──▶ Writing ──▶ Planning …   (batches of one epoch)
+//!               │  ▲                     ▲
+//!               │  │ LoadingSummary      └── Zeroing
+//!               ▼  │
+//!            Flushing ──▶ Persisting ──▶ Planning (next epoch) or Idle
+//! ```
+//!
+//! In `strict` order an epoch is whole on the origin, flushed, and its watermark is durable on the
+//! cache device before the first write of the next (rule 19). In `relaxed` order epochs do not
+//! matter and superseded versions are passed over (rule 17). Any failure starts over behind the
+//! watermark (rule 20).
+
+mod batch;
+mod plan;
+
+use super::Engine;
+use super::api::{Effect, IoError};
+use super::carried::CarriedKey;
+use super::exports::{Cursor, DirtyAccount};
+use super::tables::IoOwner;
+use crate::counters::ExportCounter;
+use crate::geometry::LogAddress;
+use crate::limits::{DESTAGE_BATCH_BYTES, DESTAGERS};
+use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, ExportSlot, Sequence};
+
+const BATCH_BLOCKS: usize = DESTAGE_BATCH_BYTES as usize / BLOCK_BYTES;
+/// The longest origin write.
+const WRITE_BLOCKS_MAX: usize = 256;
+/// Flush the origin at least this often, so that the watermark keeps up.
+const UNFLUSHED_BLOCKS_MAX: u64 = (64 << 20) / BLOCK_BYTES_U64;
+/// Origin writes in flight while clients are active.
+const DEPTH_WHILE_ACTIVE: usize = 4;
+/// Clients count as active for so long after their last request.
+const ACTIVE_NS: u64 = 10_000_000;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    #[default]
+    Idle,
+    Planning,
+    LoadingSummary,
+    Reading,
+    Writing,
+    Zeroing,
+    Flushing,
+    Persisting,
+}
+
+/// A block that is to be written.
+#[derive(Clone, Copy, Debug)]
+struct PlanItem {
+    block: u64,
+    /// Later items win over earlier ones of the same block.
+    order: u32,
+    address: LogAddress,
+    /// Damaged, and passed over (relaxed order only).
+    skip: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct ZeroItem {
+    block: u64,
+    blocks: u64,
+    no_hole: bool,
+}
+
+/// A place between two blocks of the log.
+#[derive(Clone, Copy, Debug)]
+struct Position {
+    cursor: Cursor,
+    entry: usize,
+    block: u32,
+}
+
+/// The end of the last record that is wholly on the origin or not ours.
+#[derive(Clone, Copy, Debug)]
+struct Done {
+    sequence: Sequence,
+    end: LogAddress,
+    cursor: Cursor,
+    wall_ns: u64,
+    passed: DirtyAccount,
+}
+
+/// One of a fixed number of workers; each serves one export at a time.
+#[derive(Debug)]
+pub struct Destager {
+    phase: Phase,
+    export: ExportSlot,
+    position: Position,
+    done: Done,
+    /// What the watermark will leave behind, done or in the current record.
+    passed: DirtyAccount,
+    /// The segment whose summary is loaded, and its length.
+    summary: Option<(u64, u32)>,
+    loading: u64,
+    plan: Vec<PlanItem>,
+    zero: Option<ZeroItem>,
+    next: usize,
+    outstanding: usize,
+    error: Option<IoError>,
+    damaged_block: Option<u64>,
+    /// Blocks written since the origin was last flushed.
+    unflushed_blocks: u64,
+    epoch_ended: bool,
+    /// The last carried entry that was planned, and the epoch that it belongs to.
+    carried: Option<(CarriedKey, u64)>,
+}
+
+impl Destager {
+    /// An idle worker.
+    pub fn new() -> Self {
+        let cursor = Cursor { segment_use: 0, summary_at: 0 };
+        Self {
+            phase: Phase::Idle,
+            export: ExportSlot(0),
+            position: Position { cursor, entry: 0, block: 0 },
+            done: Done {
+                sequence: Sequence(0),
+                end: LogAddress(0),
+                cursor,
+                wall_ns: 0,
+                passed: DirtyAccount::default(),
+            },
+            passed: DirtyAccount::default(),
+            summary: None,
+            loading: 0,
+            plan: Vec::with_capacity(BATCH_BLOCKS),
+            zero: None,
+            next: 0,
+            outstanding: 0,
+            error: None,
+            damaged_block: None,
+            unflushed_blocks: 0,
+            epoch_ended: false,
+            carried: None,
+        }
+    }
+
+    /// Whether it serves an export.
+    pub fn is_active(&self) -> bool {
+        self.phase != Phase::Idle
+    }
+}
+
+impl Engine {
+    /// Starts and continues destaging wherever it is due.
+    pub(super) fn run_destage(&mut self) {
+        for slot in self.exports.in_use() {
+            self.trigger_destage(slot);
+            self.assign_destager(slot);
+        }
+        for destager in 0..DESTAGERS {
+            self.advance_destager(destager);
+        }
+        for slot in self.exports.in_use() {
+            self.answer_origin_waiters(slot);
+        }
+    }
+
+    /// Decides whether what is dirty now should go to the origin (policy).
+    fn trigger_destage(&mut self, slot: ExportSlot) {
+        let now_ns = self.now.monotonic_ns;
+        let pressure = self.log_is_short();
+        let blocked = self.reclaim.is_blocked_by(slot);
+        let export = self.exports.get_mut(slot);
+        if !export.configured || !export.is_dirty() || export.destage_target >= export.newest_dirty
+        {
+            return;
+        }
+        let high = export.dirty_log_blocks_max / 100 * u64::from(self.config.destage_high_percent);
+        let aged = now_ns >= export.dirty_since_ns.saturating_add(self.config.destage_age_ns);
+        let idle = now_ns >= self.last_request_ns.saturating_add(self.config.destage_idle_ns);
+        if !(pressure || blocked || aged || idle || export.dirty.log_blocks >= high) {
+            return;
+        }
+        // The engine ends an epoch that no client ends (rule 14).
+        export.destage_target = export.newest_dirty;
+        let target = export.destage_target;
+        self.exports.end_epoch(slot, self.log.has_open_record());
+        self.log.want_durable(target);
+    }
+
+    /// Whether writes wait for room.
+    fn log_is_short(&self) -> bool {
+        self.exports.in_use().any(|slot| !self.exports.get(slot).room_waiters.is_empty())
+    }
+
+    fn assign_destager(&mut self, slot: ExportSlot) {
+        let durable = self.log.durable();
+        let now_ns = self.now.monotonic_ns;
+        let export = self.exports.get_mut(slot);
+        let wanted = export.configured
+            && export.destage_enabled
+            && !export.damaged
+            && !export.destaging
+            && export.is_dirty()
+            && export.destage_target > export.watermark
+            && durable > export.watermark
+            && (export.origin_up || now_ns >= export.retry_at_ns)
+            && !self.latched
+            && !self.stopping;
+        if !wanted {
+            return;
+        }
+        let Some(destager) = self.destagers.iter_mut().find(|d| d.phase == Phase::Idle) else {
+            return;
+        };
+        export.destaging = true;
+        destager.export = slot;
+        destager.phase = Phase::Planning;
+        let cursor = export.watermark_cursor;
+        destager.position = Position { cursor, entry: 0, block: 0 };
+        destager.passed = DirtyAccount::default();
+        destager.done = Done {
+            sequence: export.watermark,
+            end: export.watermark_end,
+            cursor,
+            wall_ns: export.oldest_dirty_wall_ns,
+            passed: DirtyAccount::default(),
+        };
+        destager.summary = None;
+        destager.unflushed_blocks = 0;
+        destager.epoch_ended = false;
+        destager.carried = None;
+    }
+
+    /// When destage is due even if nothing happens.
+    pub(super) fn destage_deadline_ns(&self) -> Option<u64> {
+        let due = |slot: ExportSlot| {
+            let export = self.exports.get(slot);
+            if !export.is_dirty() || !export.configured || export.destaging || self.latched {
+                return None;
+            }
+            if !export.origin_up {
+                return Some(export.retry_at_ns);
+            }
+            let aged = export.dirty_since_ns.saturating_add(self.config.destage_age_ns);
+            let idle = self.last_request_ns.saturating_add(self.config.destage_idle_ns);
+            (export.destage_target < export.newest_dirty && export.destage_enabled)
+                .then_some(aged.min(idle))
+        };
+        self.exports.in_use().filter_map(due).min()
+    }
+
+    fn advance_destager(&mut self, index: usize) {
+        loop {
+            let before = self.destagers[index].phase;
+            match before {
+                Phase::Planning => self.plan_batch(index),
+                Phase::Reading => self.read_batch(index),
+                Phase::Writing => self.write_batch(index),
+                Phase::Zeroing => self.write_zeroes_batch(index),
+                Phase::Persisting => self.persist_watermark(index),
+                Phase::Idle | Phase::LoadingSummary | Phase::Flushing => {}
+            }
+            if self.destagers[index].phase == before {
+                return;
+            }
+        }
+    }
+
+    fn flush_origin(&mut self, index: usize) {
+        if self.ios.free() == 0 {
+            return;
+        }
+        let slot = self.destagers[index].export;
+        self.destagers[index].phase = Phase::Flushing;
+        self.counters.add_export(slot, ExportCounter::OriginFlushes, 1);
+        let io = self.ios.start(IoOwner::DestageFlush { destager: index as u8 });
+        self.emit(Effect::OriginFlush { io, export: slot });
+    }
+
+    pub(super) fn destage_flush_done(&mut self, destager: u8, result: Result<(), IoError>) {
+        let index = usize::from(destager);
+        match result {
+            Ok(()) => {
+                self.origin_answered(self.destagers[index].export);
+                self.destagers[index].unflushed_blocks = 0;
+                self.finish_epoch(index);
+            }
+            // A failed flush never makes data clean.
+            Err(error) => self.fail_destage(index, error, true),
+        }
+    }
+
+    /// The origin has everything up to `done`, flushed: the watermark rises, and has to become
+    /// durable before anything newer goes to the origin.
+    fn finish_epoch(&mut self, index: usize) {
+        let destager = &mut self.destagers[index];
+        let done = destager.done;
+        let export = self.exports.get_mut(destager.export);
+        if done.sequence == export.watermark {
+            return self.release_destager(index);
+        }
+        export.dirty.subtract(done.passed);
+        destager.passed.subtract(done.passed);
+        destager.done.passed = DirtyAccount::default();
+        export.advance_watermark(done.sequence, done.end, done.cursor);
+        export.origin_written = export.origin_written.max(done.sequence);
+        export.oldest_dirty_wall_ns = done.wall_ns;
+        export.dirty_since_ns = self.now.monotonic_ns;
+        export.progress_ns = self.now.monotonic_ns;
+        destager.phase = Phase::Persisting;
+        let (slot, watermark) = (destager.export, done.sequence);
+        self.carried.forget(slot, watermark);
+    }
+
+    fn persist_watermark(&mut self, index: usize) {
+        let slot = self.destagers[index].export;
+        if self.latched {
+            return self.release_destager(index);
+        }
+        let export = self.exports.get(slot);
+        if !export.watermark_is_durable(self.log.durable()) {
+            return self.log.want_record(export.watermark_record());
+        }
+        let more = !self.stopping
+            && export.destage_target > export.watermark
+            && export.is_dirty()
+            && export.destage_enabled
+            && self.log.durable() > export.watermark;
+        if more {
+            self.destagers[index].phase = Phase::Planning;
+        } else {
+            self.release_destager(index);
+        }
+    }
+
+    /// The origin, or the way to it, failed: everything since the watermark is written again,
+    /// after a while (rule 20).
+    fn fail_destage(&mut self, index: usize, error: IoError, is_origin: bool) {
+        let slot = self.destagers[index].export;
+        if is_origin {
+            self.origin_failed(slot, error);
+        } else {
+            self.exports.get_mut(slot).origin_failed(self.now.monotonic_ns);
+        }
+        self.release_destager(index);
+        self.fail_origin_waiters(slot);
+    }
+
+    fn release_destager(&mut self, index: usize) {
+        let destager = &mut self.destagers[index];
+        assert!(destager.outstanding == 0, "a destager is released between I/Os");
+        destager.phase = Phase::Idle;
+        destager.plan.clear();
+        destager.zero = None;
+        destager.error = None;
+        destager.damaged_block = None;
+        self.exports.get_mut(destager.export).destaging = false;
+    }
+
+    /// Answers writethrough requests whose data is on the origin (rule 23).
+    fn answer_origin_waiters(&mut self, slot: ExportSlot) {
+        loop {
+            let export = self.exports.get(slot);
+            let mut queue = export.origin_waiters;
+            let Some(ticket) = queue.front() else { return };
+            let op = &self.ops[ticket.0 as usize];
+            let durable = self.log.durable();
+            let answered = if op.request().needs_flush() {
+                export.watermark >= op.sequence && export.watermark_is_durable(durable)
+            } else {
+                export.origin_written >= op.sequence
+            };
+            if !answered {
+                return;
+            }
+            self.links.pop(&mut queue);
+            self.exports.get_mut(slot).origin_waiters = queue;
+            self.complete(ticket, Ok(()));
+        }
+    }
+}
