@@ -3,7 +3,7 @@
 use ringfence_cache::Engine;
 use ringfence_sim::exhaustive::{OPERATIONS, exhaust};
 
-const LENGTH: u32 = 3;
+const LENGTH: u32 = 4;
 
 #[test]
 fn every_short_sequence_survives_every_crash() {
