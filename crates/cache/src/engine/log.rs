@@ -273,15 +273,14 @@ impl Log {
             .then(|| self.geometry.frames(address, 1))
     }
 
-    /// Whether the record that holds an address is durable, judged by a record at `durable`.
-    pub fn is_durable_address(&self, address: LogAddress) -> bool {
-        let first_unsafe = self
-            .closed
+    /// The address of the first record that is not durable; everything below it is.
+    pub fn durable_end(&self) -> LogAddress {
+        self.closed
             .iter()
             .find(|record| record.sequence > self.durable)
             .map(|record| record.header)
-            .or_else(|| self.record.map(|record| record.header));
-        first_unsafe.is_none_or(|header| address < header)
+            .or_else(|| self.record.map(|record| record.header))
+            .unwrap_or_else(|| self.geometry.address(self.next_use, 0))
     }
 
     /// The checksum of a block.

@@ -199,7 +199,8 @@ impl Engine {
         let destager = &mut self.destagers[index];
         let export = self.exports.get_mut(destager.export);
         export.origin_written = destager.done.sequence;
-        if destager.epoch_ended || destager.unflushed_blocks >= UNFLUSHED_BLOCKS_MAX {
+        let keeps_up = export.order == Order::Strict;
+        if destager.epoch_ended || keeps_up && destager.unflushed_blocks >= UNFLUSHED_BLOCKS_MAX {
             self.flush_origin(index);
         } else {
             destager.phase = Phase::Planning;

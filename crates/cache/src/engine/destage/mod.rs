@@ -9,9 +9,10 @@
 //! ```
 //!
 //! In `strict` order an epoch is whole on the origin, flushed, and its watermark is durable on the
-//! cache device before the first write of the next (rule 19). In `relaxed` order epochs do not
-//! matter and superseded versions are passed over (rule 17). Any failure starts over behind the
-//! watermark (rule 20).
+//! cache device before the first write of the next (rule 19). In `relaxed` order a *round* takes the
+//! place of the epoch: what is durable when it begins, up to a quarter of the log. Versions that
+//! the round supersedes itself are passed over (rule 17), and the watermark rises when it is over.
+//! Any failure starts over behind the watermark (rule 20).
 
 mod batch;
 mod plan;
@@ -31,6 +32,9 @@ const BATCH_BLOCKS: usize = DESTAGE_BATCH_BYTES as usize / BLOCK_BYTES;
 const WRITE_BLOCKS_MAX: usize = 256;
 /// Flush the origin at least this often, so that the watermark keeps up.
 const UNFLUSHED_BLOCKS_MAX: u64 = (64 << 20) / BLOCK_BYTES_U64;
+/// A round in relaxed order goes over this part of the log at most: the larger, the more versions
+/// collapse; the smaller, the sooner reclaim gets room.
+const ROUND_SHARE: u64 = 4;
 /// Origin writes in flight while clients are active.
 const DEPTH_WHILE_ACTIVE: usize = 4;
 /// Clients count as active for so long after their last request.
@@ -106,6 +110,8 @@ pub struct Destager {
     /// Blocks written since the origin was last flushed.
     unflushed_blocks: u64,
     epoch_ended: bool,
+    /// In relaxed order: where the round ends.
+    horizon: LogAddress,
     /// The last carried entry that was planned, and the epoch that it belongs to.
     carried: Option<(CarriedKey, u64)>,
 }
@@ -136,6 +142,7 @@ impl Destager {
             damaged_block: None,
             unflushed_blocks: 0,
             epoch_ended: false,
+            horizon: LogAddress(0),
             carried: None,
         }
     }
@@ -226,6 +233,17 @@ impl Engine {
         destager.unflushed_blocks = 0;
         destager.epoch_ended = false;
         destager.carried = None;
+        let index = self.destagers.iter().position(|d| d.export == slot && d.is_active());
+        self.begin_round(index.expect("it was just assigned"));
+    }
+
+    /// Decides how far the next round goes.
+    fn begin_round(&mut self, index: usize) {
+        let geometry = self.log.geometry;
+        let oldest = geometry.address(self.log.oldest_use, 0);
+        let start = self.exports.get(self.destagers[index].export).watermark_end.max(oldest);
+        let most = start.plus(geometry.log_blocks() / ROUND_SHARE);
+        self.destagers[index].horizon = self.log.durable_end().min(most);
     }
 
     /// When destage is due even if nothing happens.
@@ -324,6 +342,7 @@ impl Engine {
             && export.destage_enabled
             && self.log.durable() > export.watermark;
         if more {
+            self.begin_round(index);
             self.destagers[index].phase = Phase::Planning;
         } else {
             self.release_destager(index);

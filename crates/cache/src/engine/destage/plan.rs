@@ -12,7 +12,7 @@ use crate::format::{Entry, EntryFlags, EntryKind, SUMMARY_OFFSET, SummaryReader,
 use crate::geometry::LogAddress;
 use crate::index::{Index, Place};
 use crate::limits::{BLOCK_BYTES_U32, DESTAGE_BATCH_BYTES};
-use crate::units::{Buffer, ExportSlot, Sequence};
+use crate::units::{Buffer, Sequence};
 
 impl Destager {
     /// Adds an entry that was carried to the batch.
@@ -160,7 +160,9 @@ impl Engine {
         let sequence = Sequence(record.sequence.get());
         let destager = &mut self.destagers[index];
         let export = self.exports.get(destager.export);
-        if sequence > self.log.durable() {
+        let header = self.log.geometry.address(segment_use, record.offset_blocks.get());
+        let is_over = export.order == Order::Relaxed && header >= destager.horizon;
+        if sequence > self.log.durable() || is_over {
             return false;
         }
         let starts_epoch = record.epoch_starts.get() & destager.export.bit() != 0;
@@ -268,7 +270,7 @@ fn plan_entries(
             // A writethrough answer stands for this very version on the origin (rule 23).
             if export.order == Order::Relaxed
                 && export.mode != Mode::Writethrough
-                && is_superseded(destager.export, index, log, block, address)
+                && is_superseded(destager, index, block, address)
             {
                 continue;
             }
@@ -291,18 +293,11 @@ fn is_dirty_entry(export: &Export, record: &SummaryRecord, entry: &Entry) -> boo
         && record.sequence.get() > export.watermark.0
 }
 
-/// Whether a newer version of a block is durable: then this one may be passed over (rule 17).
-fn is_superseded(
-    slot: ExportSlot,
-    index: &Index,
-    log: &Log,
-    block: u64,
-    address: LogAddress,
-) -> bool {
-    match index.get(slot, block).place() {
-        Place::Stored(newer) | Place::Zero(newer) => {
-            newer > address && log.is_durable_address(newer)
-        }
+/// Whether the round writes a newer version of a block, which is durable then: this one may be
+/// passed over (rule 17).
+fn is_superseded(destager: &Destager, index: &Index, block: u64, address: LogAddress) -> bool {
+    match index.get(destager.export, block).place() {
+        Place::Stored(newer) | Place::Zero(newer) => newer > address && newer < destager.horizon,
         Place::Missing => false,
     }
 }
