@@ -149,8 +149,8 @@ impl Checker {
         for (unit, &value) in values.iter().enumerate() {
             if value == ZEROES && self.survivors(resolution, export, unit, value).is_empty() {
                 let detail = format!(
-                    "after a restart unit {unit} of export {export} shows zeroes of a write that is \
-                     gone elsewhere"
+                    "after a restart unit {unit} of export {export} shows zeroes of a write that \
+                     is gone elsewhere"
                 );
                 return Err(Violation::new(Kind::Torn, detail));
             }

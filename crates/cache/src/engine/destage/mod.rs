@@ -9,10 +9,10 @@
 //! ```
 //!
 //! In `strict` order an epoch is whole on the origin, flushed, and its watermark is durable on the
-//! cache device before the first write of the next (rule 19). In `relaxed` order a *round* takes the
-//! place of the epoch: what is durable when it begins, up to a quarter of the log. Versions that
-//! the round supersedes itself are passed over (rule 17), and the watermark rises when it is over.
-//! Any failure starts over behind the watermark (rule 20).
+//! cache device before the first write of the next (rule 19). In `relaxed` order a *round* takes
+//! the place of the epoch: what is durable when it begins, up to a quarter of the log. Versions
+//! that the round supersedes itself are passed over (rule 17), and the watermark rises when it is
+//! over. Any failure starts over behind the watermark (rule 20).
 
 mod batch;
 mod plan;
