@@ -221,7 +221,8 @@ test('format refuses what is no device and says what the engine refuses', async 
   assertRefused(t, small, exit, /was not formatted: the device is too small\. \[RF_FORMAT\]/);
 });
 
-test('serve runs until a signal comes, and exits with 0', async (t) => {
+// Serial: a daemon's handlers of signals and exceptions belong to the whole process.
+test.serial('serve runs until a signal comes, and exits with 0', async (t) => {
   const cache = await deviceFile(t, 'cache');
   const origin = await deviceFile(t, 'origin');
   const folder = await temporaryFolder(t);
@@ -249,7 +250,7 @@ test('serve runs until a signal comes, and exits with 0', async (t) => {
   t.is(process.listenerCount('SIGTERM'), 0, 'the handlers are gone with the daemon');
 });
 
-test('serve reads its file', async (t) => {
+test.serial('serve reads its file', async (t) => {
   const cache = await deviceFile(t, 'cache');
   const origin = await deviceFile(t, 'origin');
   const folder = await temporaryFolder(t);
@@ -392,7 +393,7 @@ test('an error that nobody foresaw is still a sentence', async (t) => {
   t.regex(errors, /^ringfence: Something went wrong that should not: .* \[RF_INTERNAL\]\n/);
 });
 
-test('an uncaught exception stops the daemon orderly, with exit code 1', async (t) => {
+test.serial('an uncaught exception stops the daemon orderly, with exit code 1', async (t) => {
   const cache = await deviceFile(t, 'cache');
   const origin = await deviceFile(t, 'origin');
   const control = join(await temporaryFolder(t), 'control.sock');
