@@ -9,7 +9,7 @@ use crate::request::{PendingControl, PendingRequest};
 use crate::scenario::REQUESTS_MAX;
 use crate::violation::{Kind, Violation};
 use crate::world::World;
-use ringfence_cache::{Control, Effect, Event, ExportSlot, Now, ReservePlan};
+use ringfence_cache::{Control, Effect, Event, ExportSlot, Notice, Now, ReservePlan};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 
@@ -28,6 +28,8 @@ pub(crate) enum Happening {
 
 /// Turns without any event before the engine is said to spin.
 const EMPTY_TURNS_MAX: u32 = 100_000;
+/// Steps that a life still has once its engine has latched.
+const STEPS_WHEN_LATCHED: u64 = 200;
 /// How long the world waits for requests to end once nothing new is asked, in simulated time.
 const PATIENCE_NS: u64 = 20 * 3_600_000_000_000;
 
@@ -268,6 +270,10 @@ impl<C: Core> Life<C> {
             Effect::ControlDone { token, result } => self.control_done(world, token, result),
             Effect::Notice(notice) => {
                 world.trace.line(world.now_ns, || format!("notice: {notice:?}"));
+                if matches!(notice, Notice::Latched { .. }) && self.clients {
+                    // From here on every write fails: a little of that is enough.
+                    self.steps_max = self.steps_max.min(self.steps + STEPS_WHEN_LATCHED);
+                }
                 Ok(())
             }
         }
