@@ -75,7 +75,8 @@ impl Checker {
                 return Err(Violation::new(
                     Kind::Lost,
                     format!(
-                        "after a restart unit {unit} of export {export} shows {}, but durable was {}",
+                        "after a restart unit {unit} of export {export} shows {}, but durable \
+                         was {}",
                         if value == ZEROES {
                             "zeroes".into()
                         } else {
