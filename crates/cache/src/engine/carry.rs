@@ -8,7 +8,6 @@ use super::carried::{Carried, CarriedKey};
 use super::log::Privilege;
 use super::reclaim::{BATCH_BLOCKS, Survivor};
 use super::{Engine, blocks_of};
-use crate::config::Order;
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::geometry::LogAddress;
 use crate::index::{IndexEntry, Place};
@@ -131,10 +130,6 @@ impl Engine {
         let Survivor { export, block, version, .. } = survivor;
         let (ordinal, epoch) = survivor.dirty.expect("a dirty block");
         let is_current = self.is_current(&survivor);
-        if !is_current && self.exports.get(export).order == Order::Relaxed {
-            // A newer version is in the log and will be destaged: nobody needs this one.
-            return;
-        }
         let flags = if is_current { EntryFlags::default() } else { EntryFlags::SUPERSEDED };
         let layer = self.exports.get(export).layer.0;
         let mut entry = Entry::new(EntryKind::DirtyCopy, flags, layer, block, run);

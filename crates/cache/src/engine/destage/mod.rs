@@ -241,7 +241,10 @@ impl Engine {
     fn begin_round(&mut self, index: usize) {
         let geometry = self.log.geometry;
         let oldest = geometry.address(self.log.oldest_use, 0);
-        let start = self.exports.get(self.destagers[index].export).watermark_end.max(oldest);
+        // From the segment with the first dirty record on: what lies before it is not ours.
+        let export = self.exports.get(self.destagers[index].export);
+        let first = geometry.address(export.watermark_cursor.segment_use, 0);
+        let start = export.watermark_end.max(first).max(oldest);
         let most = start.plus(geometry.log_blocks() / ROUND_SHARE);
         self.destagers[index].horizon = self.log.durable_end().min(most);
     }
