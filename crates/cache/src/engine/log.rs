@@ -149,7 +149,12 @@ pub struct Log {
     written: Sequence,
     durable: Sequence,
     wanted: Sequence,
-    flushing: Option<Sequence>,
+    /// Where the records up to `written` end.
+    written_end: LogAddress,
+    /// Where the records up to `durable` end.
+    durable_end: LogAddress,
+    /// What the flush in flight covers: a sequence, and where its record ends.
+    flushing: Option<(Sequence, LogAddress)>,
     footers: FixedQueue<PendingFooter>,
     /// Per segment.
     pub segments: Box<[SegmentInfo]>,
@@ -185,6 +190,7 @@ impl Log {
     /// The stream continues where recovery left it, in a new segment.
     pub fn new(geometry: Geometry, identity: Identity, start: LogStart) -> Self {
         let last = start.next_sequence.previous();
+        let end = geometry.address(start.next_use, 0);
         Self {
             geometry,
             identity,
@@ -199,6 +205,8 @@ impl Log {
             written: last,
             durable: last,
             wanted: last,
+            written_end: end,
+            durable_end: end,
             flushing: None,
             footers: FixedQueue::new(geometry.pool_segments as usize + 1),
             segments: start.segments,
@@ -273,14 +281,9 @@ impl Log {
             .then(|| self.geometry.frames(address, 1))
     }
 
-    /// The address of the first record that is not durable; everything below it is.
+    /// The end of the durable records: every address below is durable, none from here on.
     pub fn durable_end(&self) -> LogAddress {
-        self.closed
-            .iter()
-            .find(|record| record.sequence > self.durable)
-            .map(|record| record.header)
-            .or_else(|| self.record.map(|record| record.header))
-            .unwrap_or_else(|| self.geometry.address(self.next_use, 0))
+        self.durable_end
     }
 
     /// The checksum of a block.
@@ -621,7 +624,9 @@ impl Log {
             }
         }
         while self.closed.front().is_some_and(|record| record.state == WriteState::Written) {
-            self.written = self.closed.pop().expect("a front").sequence;
+            let record = self.closed.pop().expect("a front");
+            self.written = record.sequence;
+            self.written_end = record.header.plus(u64::from(record.blocks));
         }
     }
 
@@ -631,13 +636,13 @@ impl Log {
         if self.flushing.is_some() || self.wanted <= self.durable || self.written <= self.durable {
             return false;
         }
-        self.flushing = Some(self.written);
+        self.flushing = Some((self.written, self.written_end));
         true
     }
 
     /// The flush has ended well.
     pub fn flush_done(&mut self) {
-        self.durable = self.flushing.take().expect("a flush in flight");
+        (self.durable, self.durable_end) = self.flushing.take().expect("a flush in flight");
     }
 
     /// The next footer that is due: a flush covers all its records (rule 8).
