@@ -1,5 +1,6 @@
 /** The servers that are compared, each on a device of its own and of the same kind. */
 
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { attachLoop, type LoopDevice, loopDevice, MIB } from '../test/support/loop.ts';
 import { type Background, run, startProcess, waitUntil } from '../test/support/process.ts';
@@ -58,6 +59,8 @@ async function startPeer(
   command: string,
   args: readonly string[],
 ): Promise<Background> {
+  // A peer of the placement before may have left its socket behind.
+  await rm(path, { force: true });
   const background = startProcess(scope, command, args, { cpus: cpus.server });
   await waitUntil(
     () => {
