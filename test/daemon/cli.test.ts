@@ -393,7 +393,7 @@ test('an error that nobody foresaw is still a sentence', async (t) => {
   t.regex(errors, /^ringfence: Something went wrong that should not: .* \[RF_INTERNAL\]\n/);
 });
 
-test.serial('an uncaught exception stops the daemon orderly, with exit code 1', async (t) => {
+test('an uncaught exception stops the daemon orderly, with exit code 1', async (t) => {
   const cache = await deviceFile(t, 'cache');
   const origin = await deviceFile(t, 'origin');
   const control = join(await temporaryFolder(t), 'control.sock');
@@ -417,13 +417,15 @@ test.serial('an uncaught exception stops the daemon orderly, with exit code 1', 
     { stdio: ['ignore', 'pipe', 'pipe'] },
   );
   let output = '';
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.on('data', (bytes: Buffer) => {
-      output += bytes.toString();
-    });
-  }
+  let errors = '';
+  child.stdout.on('data', (bytes: Buffer) => {
+    output += bytes.toString();
+  });
+  child.stderr.on('data', (bytes: Buffer) => {
+    errors += bytes.toString();
+  });
   const [exit] = await once(child, 'close');
-  t.is(exit, 1, output);
+  t.is(exit, 1, output + errors);
   t.regex(output, /shut down$/);
   t.notRegex(output, /not shut down/);
   t.regex(output, /planted/);
