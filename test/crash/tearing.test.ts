@@ -1,10 +1,15 @@
-/** Atomicity: a write of up to 1 MiB is one step for every reader on every connection. */
+/**
+ * Atomicity: a write of up to 1 MiB is one step for every reader on every connection.
+ *
+ * `RINGFENCE_OVERLAP_READS` sets how many reads of overlapping writes are judged (a million).
+ */
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { createRandom } from '../support/content.ts';
 import { KIB, loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
 import { connectNbd, isNbdFailure, type NbdConnection } from '../support/nbd-client.ts';
+import { run } from '../support/process.ts';
 import {
   daemonSetup,
   formatCache,
@@ -14,6 +19,8 @@ import {
   stopDaemon,
 } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
+
+const OVERLAP_READS = Number(process.env.RINGFENCE_OVERLAP_READS ?? 1_000_000);
 
 /** A range that all writers write whole and all readers read whole. */
 interface Area {
@@ -103,4 +110,28 @@ test.serial('no reader ever sees the middle of a write, across kills too', async
   t.true(counts.reads > 100);
   t.deepEqual(torn, []);
   t.log(`${counts.writes} writes and ${counts.reads} reads of the same ranges`);
+});
+
+test.serial('no reader ever sees a part of one of many overlapping writes', async (t) => {
+  t.timeout(180_000 + OVERLAP_READS / 2);
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
+  const origin = await loopDevice(scope, folder, 'origin', 64 * MIB);
+  await formatCache(cache.device);
+  const setup = await daemonSetup({
+    cache: cache.device,
+    exports: [{ name: 'disk', origin: origin.device }],
+    folder,
+  });
+  const daemon = await startDaemon(scope, setup);
+  // A client in Rust: one in JavaScript would take most of an hour for as many reads.
+  const overlaps = [
+    ...['run', '--quiet', '--release', '--locked', '--package', 'ringfence-wire'],
+    ...['--example', 'overlaps', '--', socketPath(setup), 'disk', `${OVERLAP_READS}`],
+  ];
+  const told = await run('cargo', overlaps, { timeoutMs: 180_000 + OVERLAP_READS / 2 });
+  t.log(told.trim());
+  t.regex(told, /none torn/);
+  await stopDaemon(daemon);
 });
