@@ -9,6 +9,7 @@ import {
 } from '../support/content.ts';
 import { KIB, MIB } from '../support/loop.ts';
 import { connectNbd, type NbdConnection } from '../support/nbd-client.ts';
+import { run } from '../support/process.ts';
 import { ask, readMetric, socketPath, stopDaemon } from '../support/ringfence.ts';
 import { EXPORT, type Setting, serveDisk } from './setting.ts';
 
@@ -97,3 +98,21 @@ for (const order of ['strict', 'relaxed'] as const) {
     t.is(firstDifference(expected, origin.file, TOTAL_BYTES), null);
   });
 }
+
+test.serial('a full log reaches the origin in large epochs when nobody flushes', async (t) => {
+  t.timeout(300_000);
+  const { daemon, uri } = await serveDisk(t, { cacheBytes: CACHE_BYTES, sizeBytes: TOTAL_BYTES });
+  await run('fio', [
+    ...['--ioengine=nbd', `--uri=${uri}`, '--name=full', '--rw=randwrite', '--bs=4k'],
+    ...['--iodepth=8', `--size=${TOTAL_BYTES / 2}`, '--io_size=128m', '--randseed=1'],
+  ]);
+  const requests = await readMetric(daemon, 'ringfence_origin_requests_total');
+  const flushes = requests.get(`{export="${EXPORT}",op="flush"}`) ?? 0;
+  const writes = (await readMetric(daemon, 'ringfence_requests_total')).get(
+    `{export="${EXPORT}",op="write"}`,
+  );
+  t.log(`${writes} writes, ${flushes} flushes of the origin`);
+  t.true(flushes > 0, 'the log was too small for all of it');
+  t.true((writes ?? 0) / flushes > 200, 'epochs are not cut short while older ones wait');
+  await stopDaemon(daemon);
+});

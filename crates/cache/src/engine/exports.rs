@@ -66,6 +66,12 @@ pub struct Export {
     epoch_ends: bool,
     /// Whether the epoch began after the last closed record.
     epoch_started: bool,
+    /// When the epoch's first entry was appended.
+    epoch_since_ns: u64,
+    /// Log blocks of dirty data in the epoch.
+    epoch_log_blocks: u64,
+    /// The newest dirty record of the epochs that have ended.
+    pub newest_ended: Sequence,
     /// The highest sequence that the origin has, flushed.
     pub watermark: Sequence,
     /// The log address behind the watermark's record: client data from here on is dirty.
@@ -108,6 +114,8 @@ pub struct Export {
     pub origin_waiters: TicketQueue,
 }
 
+/// The engine ends an epoch that takes this part of what may be dirty.
+const EPOCH_SHARE: u64 = 8;
 /// The first wait after an origin failed.
 pub const BACKOFF_NS_MIN: u64 = 100_000_000;
 /// The longest wait between two tries.
@@ -154,9 +162,32 @@ impl Export {
     }
 
     /// Notes an entry of client data in the open record.
-    pub fn note_entry(&mut self, sequence: Sequence) {
+    pub fn note_entry(
+        &mut self,
+        sequence: Sequence,
+        blocks: u64,
+        payload_blocks: u64,
+        now_ns: u64,
+    ) {
+        if !self.epoch_has_entries {
+            self.epoch_since_ns = now_ns;
+        }
         self.newest_dirty = sequence;
         self.epoch_has_entries = true;
+        self.dirty.add(blocks, payload_blocks);
+        self.epoch_log_blocks += payload_blocks + 1;
+    }
+
+    /// Whether the epoch is as large as one may be that no client ends (rule 14).
+    pub const fn epoch_is_large(&self) -> bool {
+        self.epoch_log_blocks >= self.dirty_log_blocks_max / EPOCH_SHARE
+    }
+
+    /// When the epoch is as old as one may be that no client ends (rule 14); nothing if there is
+    /// none to end.
+    pub fn epoch_deadline_ns(&self, age_ns: u64) -> Option<u64> {
+        let can_end = self.epoch_has_entries && !self.epoch_ends;
+        can_end.then(|| self.epoch_since_ns.saturating_add(age_ns))
     }
 
     /// The origin answered.
@@ -190,6 +221,9 @@ impl Export {
             epoch_has_entries: false,
             epoch_ends: false,
             epoch_started: false,
+            epoch_since_ns: 0,
+            epoch_log_blocks: 0,
+            newest_ended: Sequence(0),
             watermark: Sequence(0),
             watermark_end: LogAddress(0),
             watermark_record: Some(Sequence(0)),
@@ -344,6 +378,8 @@ impl Export {
 
     fn begin_epoch(&mut self) {
         self.epoch += 1;
+        self.newest_ended = self.newest_dirty;
+        self.epoch_log_blocks = 0;
         self.epoch_has_entries = false;
         self.epoch_ends = false;
         self.epoch_started = true;

@@ -296,8 +296,7 @@ impl Engine {
                 export.watermark_cursor = Cursor { segment_use, summary_at };
             }
         }
-        export.note_entry(sequence);
-        export.dirty.add(blocks, payload_blocks);
+        export.note_entry(sequence, blocks, payload_blocks, monotonic_ns);
     }
 
     /// What was appended is visible: answer, now or when it is as durable as was asked.

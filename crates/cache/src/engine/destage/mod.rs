@@ -168,7 +168,7 @@ impl Engine {
         }
     }
 
-    /// Decides whether what is dirty now should go to the origin (policy).
+    /// Decides how much of what is dirty should go to the origin now (policy).
     fn trigger_destage(&mut self, slot: ExportSlot) {
         let now_ns = self.now.monotonic_ns;
         let pressure = self.log_is_short();
@@ -178,17 +178,33 @@ impl Engine {
         {
             return;
         }
+        let age_ns = self.config.destage_age_ns;
+        let is_past = |deadline_ns: u64| now_ns >= deadline_ns;
+        if export.epoch_is_large() || export.epoch_deadline_ns(age_ns).is_some_and(is_past) {
+            self.end_epoch_unasked(slot);
+        }
+        let export = self.exports.get_mut(slot);
         let high = export.dirty_log_blocks_max / 100 * u64::from(self.config.destage_high_percent);
-        let aged = now_ns >= export.dirty_since_ns.saturating_add(self.config.destage_age_ns);
-        let idle = now_ns >= self.last_request_ns.saturating_add(self.config.destage_idle_ns);
+        let aged = is_past(export.dirty_since_ns.saturating_add(age_ns));
+        let idle = is_past(self.last_request_ns.saturating_add(self.config.destage_idle_ns));
         if !(pressure || blocked || aged || idle || export.dirty.log_blocks >= high) {
             return;
         }
-        // The engine ends an epoch that no client ends (rule 14).
-        export.destage_target = export.newest_dirty;
-        let target = export.destage_target;
+        // The epoch of now goes last: to end it while older ones are on their way would make many
+        // small ones of it, each with flushes of its own.
+        if export.newest_ended > export.watermark {
+            export.destage_target = export.destage_target.max(export.newest_ended);
+        } else {
+            export.destage_target = export.newest_dirty;
+            self.end_epoch_unasked(slot);
+        }
+    }
+
+    /// Ends an epoch that no client ends, with a flush of our own (rule 14).
+    fn end_epoch_unasked(&mut self, slot: ExportSlot) {
+        let newest = self.exports.get(slot).newest_dirty;
         self.exports.end_epoch(slot, self.log.has_open_record());
-        self.log.want_durable(target);
+        self.log.want_durable(newest);
     }
 
     /// Whether writes wait for room.
@@ -261,8 +277,10 @@ impl Engine {
             }
             let aged = export.dirty_since_ns.saturating_add(self.config.destage_age_ns);
             let idle = self.last_request_ns.saturating_add(self.config.destage_idle_ns);
-            (export.destage_target < export.newest_dirty && export.destage_enabled)
-                .then_some(aged.min(idle))
+            let epoch = export.epoch_deadline_ns(self.config.destage_age_ns).unwrap_or(u64::MAX);
+            // What is on its way already waits for completions, not for time.
+            (export.destage_target <= export.watermark && export.destage_enabled)
+                .then_some(aged.min(idle).min(epoch))
         };
         self.exports.in_use().filter_map(due).min()
     }
