@@ -7,6 +7,7 @@
 use crate::random::Random;
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{ReadPiece, Storage, StorageError};
+use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -23,6 +24,24 @@ pub struct WriteSerial(u64);
 /// How many writes had completed when a flush was submitted: those it covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FlushCover(u64);
+
+/// What a power cut left of the writes that no flush had covered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Survival {
+    /// How many there were.
+    pub all: usize,
+    /// How many survived, at least in part.
+    pub survived: usize,
+    /// How many may have survived in part only.
+    pub torn: usize,
+}
+
+impl fmt::Display for Survival {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { all, survived, torn } = self;
+        write!(formatter, "{survived} of {all} device writes survive, {torn} of them torn")
+    }
+}
 
 /// The content of the device as one party sees it. Pages never written read as zeroes.
 #[derive(Clone, Debug)]
@@ -169,18 +188,17 @@ impl SimDevice {
     }
 
     /// The power fails: of the writes not flushed any subset survives, in any order, torn at
-    /// [`SECTOR_BYTES`]. Returns how many survived at least in part, and of how many.
-    pub fn power_cut(&mut self, random: &mut Random) -> (usize, usize) {
+    /// [`SECTOR_BYTES`].
+    pub fn power_cut(&mut self, random: &mut Random) -> Survival {
         let mut pending = std::mem::take(&mut self.pending);
-        let all = pending.len();
+        let mut left = Survival { all: pending.len(), ..Survival::default() };
         let survive_percent = random.pick(&[0, 10, 50, 50, 90, 100]);
         let torn_percent = random.pick(&[0, 0, 10, 50]);
         // A prefix is what a disk without reordering leaves: as likely as anything else.
-        let prefix = random.percent(25).then(|| random.index(all + 1));
+        let prefix = random.percent(25).then(|| random.index(left.all + 1));
         if prefix.is_none() && random.percent(50) {
             random.shuffle(&mut pending);
         }
-        let mut survived = 0;
         for (index, write) in pending.iter().enumerate() {
             let survives = match prefix {
                 Some(length) => index < length,
@@ -192,10 +210,11 @@ impl SimDevice {
             } else if survives {
                 self.durable.write(write);
             }
-            survived += usize::from(survives || torn);
+            left.survived += usize::from(survives || torn);
+            left.torn += usize::from(torn);
         }
         self.live = self.durable.clone();
-        (survived, all)
+        left
     }
 
     /// How many writes a power cut could undo now.

@@ -122,7 +122,6 @@ fn scenario() -> Scenario {
     export.options.order = Order::Strict;
     export.options.dirty_bytes_max = None;
     export.options.wait_ns_max = 3_600_000_000_000;
-    scenario.invariants_every = 1;
     scenario.faults = Faults::default();
     scenario
 }
@@ -142,7 +141,7 @@ fn run<C: Core>(world: &mut World, sequence: &[Operation]) -> Result<(), Violati
     for survivors in subsets {
         let mut clone = world.clone();
         clone.random = Random::new(survivors);
-        clone.lose_power(survivors);
+        clone.lose_power(survivors)?;
         let mut life = clone.open::<C>(false)?;
         clone.verify(&mut life)?;
         world.tally = clone.tally;
@@ -157,7 +156,7 @@ fn perform<C: Core>(
 ) -> Result<Life<C>, Violation> {
     if let Some(wish) = operation.wish() {
         let ticket = life.tickets.pop().expect("one request at a time");
-        life.submit(world, ticket, wish)?;
+        life.submit(world, ticket, None, wish)?;
         life.wait_until(world, Life::is_quiet, "a request does not end")?;
         return Ok(life);
     }
@@ -169,7 +168,7 @@ fn perform<C: Core>(
         }
         Operation::Restart => {
             drop(life);
-            world.kill();
+            world.kill()?;
             return world.open::<C>(false);
         }
         _ => life.pass(world, SETTLE_NS)?,

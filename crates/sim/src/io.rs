@@ -3,6 +3,7 @@
 use crate::content;
 use crate::core::Core;
 use crate::device::{FlushCover, WriteSerial};
+use crate::faults::FaultKind;
 use crate::life::{Happening, Life};
 use crate::violation::{Kind, Violation};
 use crate::world::World;
@@ -10,10 +11,13 @@ use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Buffer, Event, ExportSlot, IoError, IoId};
 
 const EIO: i32 = 5;
+const HOUR_NS: u64 = 3_600_000_000_000;
 
 /// An I/O in flight.
 #[derive(Clone, Debug)]
 pub(crate) struct Io {
+    /// Its place in the order of submission.
+    serial: u64,
     action: Action,
     /// How it will end, drawn when it is submitted.
     result: Result<(), IoError>,
@@ -28,6 +32,15 @@ enum Action {
     OriginRead { export: u8, offset: u64, buffer: Buffer },
     OriginWrite { export: u8, serial: u64, offset: u64, buffer: Option<Buffer>, digest: u64 },
     OriginFlush { export: u8, cover: u64 },
+}
+
+impl Action {
+    fn is_device(&self) -> bool {
+        matches!(
+            self,
+            Self::DeviceRead { .. } | Self::DeviceWrite { .. } | Self::DeviceFlush { .. }
+        )
+    }
 }
 
 fn contract(detail: String) -> Violation {
@@ -56,18 +69,30 @@ impl<C: Core> Life<C> {
             let failure = result.err().map_or(String::new(), |error| format!(" -> {error}"));
             format!("io {} begins: {action:?}{failure}", io.0)
         });
-        let slow = if world.random.percent(2) { 20 } else { 1 };
+        let is_slow = world.random.percent(2);
+        let slow = if is_slow { 20 } else { 1 };
         let took_ns = world.random.between(typical_ns / 4, typical_ns * 2) * slow;
-        if self.ios.insert(io.0, Io { action, result }).is_some() {
+        if is_slow && action.is_device() {
+            world.tally.faults.count(FaultKind::DeviceSlow);
+        }
+        self.io_serials += 1;
+        let serial = self.io_serials;
+        if self.ios.insert(io.0, Io { serial, action, result }).is_some() {
             return Err(contract(format!("I/O {} is in flight already", io.0)));
         }
         self.plan_at(world.now_ns + took_ns, Happening::IoEnds(io.0));
         Ok(())
     }
 
-    fn device_fails(&self, world: &mut World, per_million: u32) -> Result<(), IoError> {
+    fn device_fails(
+        &self,
+        world: &mut World,
+        per_million: u32,
+        kind: FaultKind,
+    ) -> Result<(), IoError> {
         if self.faults && (world.is_chosen_to_fail() || world.random.chance(per_million)) {
             world.excused = true;
+            world.tally.faults.count(kind);
             return Err(IoError::Failed { errno: EIO });
         }
         Ok(())
@@ -92,7 +117,8 @@ impl<C: Core> Life<C> {
     ) -> Result<(), Violation> {
         Self::check_device(world, offset, buffer)?;
         world.trace.mix(offset ^ u64::from(buffer.length) << 40);
-        let result = self.device_fails(world, world.scenario.faults.device_read_error);
+        let rate = world.scenario.faults.device_read_error;
+        let result = self.device_fails(world, rate, FaultKind::DeviceReadError);
         let typical_ns = world.scenario.device_ns;
         self.begin(world, io, typical_ns, Action::DeviceRead { offset, buffer }, result)
     }
@@ -108,14 +134,16 @@ impl<C: Core> Life<C> {
         world.trace.mix(offset ^ u64::from(buffer.length) << 40);
         let serial = world.device.submit_write(offset, self.core.reserve().bytes(buffer));
         world.tally.device_bytes += u64::from(buffer.length);
-        let result = self.device_fails(world, world.scenario.faults.device_write_error);
+        let rate = world.scenario.faults.device_write_error;
+        let result = self.device_fails(world, rate, FaultKind::DeviceWriteError);
         let typical_ns = world.scenario.device_ns;
         self.begin(world, io, typical_ns, Action::DeviceWrite { serial, offset, buffer }, result)
     }
 
     pub(crate) fn device_flush(&mut self, world: &mut World, io: IoId) -> Result<(), Violation> {
         let cover = world.device.cover();
-        let result = self.device_fails(world, world.scenario.faults.device_flush_error);
+        let rate = world.scenario.faults.device_flush_error;
+        let result = self.device_fails(world, rate, FaultKind::DeviceFlushError);
         let typical_ns = world.scenario.device_ns * 2;
         self.begin(world, io, typical_ns, Action::DeviceFlush { cover }, result)
     }
@@ -168,8 +196,12 @@ impl<C: Core> Life<C> {
         if world.random.chance(faults.origin_outage) {
             world.excused = true;
             self.origin_away[away] = true;
-            let away_ns = world.random.magnitude(1_000_000, 4 * 3_600_000_000_000);
+            let away_ns = world.random.magnitude(1_000_000, 8 * HOUR_NS);
             self.plan_at(world.now_ns + away_ns, Happening::OriginReturns(export));
+            world.tally.faults.count(FaultKind::OriginOutage);
+            if away_ns >= HOUR_NS {
+                world.tally.faults.count(FaultKind::OriginOutageHours);
+            }
             world.trace.line(world.now_ns, || {
                 format!("origin {export} goes away for {} ms", away_ns / 1_000_000)
             });
@@ -178,11 +210,13 @@ impl<C: Core> Life<C> {
         }
         if world.random.chance(faults.origin_stall) {
             world.excused = true;
+            world.tally.faults.count(FaultKind::OriginStall);
             return (world.random.magnitude(1_000_000_000, 600_000_000_000), Ok(()));
         }
         let chosen = world.is_chosen_to_fail();
         if chosen || world.random.chance(faults.origin_error) || world.random.chance(extra) {
             world.excused = true;
+            world.tally.faults.count(FaultKind::OriginError);
             return (typical_ns, Err(IoError::Failed { errno: EIO }));
         }
         (typical_ns, Ok(()))
@@ -209,6 +243,7 @@ impl<C: Core> Life<C> {
             }
         }
         if world.random.percent(world.scenario.faults.origin_power_percent) {
+            world.tally.faults.count(FaultKind::OriginPowerCut);
             world.trace.line(world.now_ns, || format!("origin {export} loses its power"));
             world.origins[usize::from(export)].power_cut(&mut world.random);
         }
@@ -311,7 +346,11 @@ impl<C: Core> Life<C> {
 
     /// An I/O has ended: it takes effect and the engine is told.
     pub(crate) fn end_io(&mut self, world: &mut World, io: u32) -> Result<(), Violation> {
-        let Io { action, result } = self.ios.remove(&io).expect("an I/O in flight");
+        let Io { serial, action, result } = self.ios.remove(&io).expect("an I/O in flight");
+        let mut others = self.ios.values().filter(|other| other.action.is_device());
+        if action.is_device() && others.any(|other| other.serial < serial) {
+            world.tally.faults.count(FaultKind::OutOfOrder);
+        }
         match action {
             Action::DeviceRead { offset, buffer } if result.is_ok() => {
                 self.end_device_read(world, offset, buffer);
@@ -340,7 +379,13 @@ impl<C: Core> Life<C> {
                     Ok(()) => world.origins[usize::from(export)].complete(serial),
                     // Serial zero: the write never reached the origin, or has failed before.
                     Err(_) if serial == 0 => {}
-                    Err(_) => world.origins[usize::from(export)].fail(serial, &mut world.random),
+                    Err(_) => {
+                        let origin = &mut world.origins[usize::from(export)];
+                        if origin.has_unflushed() {
+                            world.tally.faults.count(FaultKind::OriginErrorMidEpoch);
+                        }
+                        origin.fail(serial, &mut world.random);
+                    }
                 }
             }
             Action::OriginFlush { export, cover } => match result {
@@ -349,6 +394,7 @@ impl<C: Core> Life<C> {
                 Err(_) => {
                     let origin = &mut world.origins[usize::from(export)];
                     origin.disturbed = world.checker.history.now();
+                    world.tally.faults.count(FaultKind::OriginFlushError);
                     origin.fail_flush(&mut world.random);
                 }
             },
@@ -364,6 +410,7 @@ impl<C: Core> Life<C> {
         if self.faults && world.random.chance(world.scenario.faults.device_read_rot) {
             world.excused = true;
             world.rotten = true;
+            world.tally.faults.count(FaultKind::ReadRot);
             let bit = world.random.index(bytes.len() * 8);
             bytes[bit / 8] ^= 1 << (bit % 8);
             world

@@ -11,6 +11,7 @@
 //! | [`world`] | lives of the engine, crashes, restarts |
 //! | `life`, `io`, `request` | the loop around the engine: time, I/Os, requests |
 //! | [`device`], [`origin`] | what shows, and what a power cut leaves |
+//! | [`faults`] | what can go wrong, and how often it did |
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
 //! | [`run`] | one world or many |
@@ -24,6 +25,7 @@ pub mod core;
 pub mod device;
 pub mod exhaustive;
 pub mod failures;
+pub mod faults;
 mod io;
 mod life;
 mod memory;

@@ -3,6 +3,7 @@
 
 use crate::client;
 use crate::core::Core;
+use crate::faults::FaultKind;
 use crate::io::Io;
 use crate::memory::Lease;
 use crate::request::{PendingControl, PendingRequest};
@@ -28,6 +29,8 @@ pub(crate) enum Happening {
 
 /// Turns without any event before the engine is said to spin.
 const EMPTY_TURNS_MAX: u32 = 100_000;
+/// Batches in a row of a client that floods.
+const FLOOD_BATCHES: u32 = 4;
 /// Steps that a life still has once its engine has latched.
 const STEPS_WHEN_LATCHED: u64 = 200;
 /// How long the world waits for requests to end once nothing new is asked, in simulated time.
@@ -43,6 +46,7 @@ pub struct Life<C> {
     /// Keeps things of the same time in the order in which they were planned.
     planned: u64,
     pub(crate) ios: BTreeMap<u32, Io>,
+    pub(crate) io_serials: u64,
     pub(crate) requests: Vec<Option<PendingRequest>>,
     pub(crate) tickets: Vec<u32>,
     pub(crate) controls: BTreeMap<u32, PendingControl>,
@@ -71,6 +75,7 @@ impl<C: Core> Life<C> {
             queue: BinaryHeap::new(),
             planned: 0,
             ios: BTreeMap::new(),
+            io_serials: 0,
             requests: (0..REQUESTS_MAX).map(|_| None).collect(),
             tickets: (0..REQUESTS_MAX).rev().collect(),
             controls: BTreeMap::new(),
@@ -201,13 +206,26 @@ impl<C: Core> Life<C> {
         if !self.clients {
             return Ok(());
         }
-        for _ in 0..world.random.between(1, world.scenario.batch_max) {
-            let Some(ticket) = self.tickets.pop() else { break };
-            let wish = client::draw(&world.scenario, &mut world.random);
-            self.submit(world, ticket, wish)?;
-            if self.steps >= self.steps_max {
-                return Ok(());
+        let faults = world.scenario.faults;
+        let floods = world.random.chance(faults.flood);
+        let batches = if floods { FLOOD_BATCHES } else { 1 };
+        for _ in 0..batches {
+            let most = if floods { u64::from(REQUESTS_MAX) } else { world.scenario.batch_max };
+            let least = if floods { most } else { 1 };
+            for _ in 0..world.random.between(least, most) {
+                let Some(ticket) = self.tickets.pop() else { break };
+                let wish = client::draw(&world.scenario, &mut world.random);
+                self.submit(world, ticket, Some(client), wish)?;
+                if self.steps >= self.steps_max {
+                    return Ok(());
+                }
             }
+        }
+        if floods {
+            world.tally.faults.count(FaultKind::Flood);
+        }
+        if world.random.chance(faults.disconnect) {
+            self.disconnect_client(world, client);
         }
         let pause_ns = world.random.magnitude(100, world.scenario.mix.pause_ns_max);
         self.plan_at(world.now_ns + pause_ns, Happening::ClientWakes(client));
@@ -240,9 +258,7 @@ impl<C: Core> Life<C> {
         while let Some(effect) = self.core.next_effect() {
             self.execute(world, effect)?;
         }
-        if self.steps.is_multiple_of(world.scenario.invariants_every) {
-            self.core.check_invariants();
-        }
+        self.core.check_invariants();
         Ok(())
     }
 

@@ -101,15 +101,15 @@ fn run(options: &Options) -> ExitCode {
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
     println!(
-        "{} worlds, {} crash points, {} power cuts in recovery, {} operations, {} laps of the log, \
-         {} failures in {seconds:.1} s: {:.0} crash points per hour",
+        "{} worlds, {} crash points, {} operations, {} laps of the log, {} failures in \
+         {seconds:.1} s: {:.0} crash points per hour\nfaults: {}",
         summary.worlds,
         tally.crash_points,
-        tally.cuts_in_recovery,
         tally.operations,
         tally.laps,
         summary.failures.len(),
         tally.crash_points as f64 * 3600.0 / seconds,
+        tally.faults,
     );
     if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

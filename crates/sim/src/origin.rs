@@ -84,6 +84,24 @@ impl SimOrigin {
         checker.check_origin_write(&mut self.ledger, first_unit, values, possible)
     }
 
+    /// Checks all that it may show at this moment.
+    ///
+    /// # Errors
+    /// See [`Checker::check_origin_now`].
+    pub fn check_now(&self, checker: &Checker) -> Result<(), Violation> {
+        checker.check_origin_now(&self.ledger, |unit| self.possible(unit))
+    }
+
+    /// A drain of everything answered before a moment has been answered.
+    ///
+    /// # Errors
+    /// See [`Checker::check_origin_caught_up`].
+    pub fn drained(&mut self, checker: &Checker, export: u8, before: u64) -> Result<(), Violation> {
+        checker.check_origin_caught_up(export, before, |unit| self.possible(unit))?;
+        checker.require_drained(&mut self.ledger, before);
+        Ok(())
+    }
+
     /// Takes a write. It shows once it has completed; from now on it may survive a power cut.
     pub fn submit(&mut self, first_unit: usize, values: Vec<Value>) -> u64 {
         self.serials += 1;
@@ -117,6 +135,12 @@ impl SimOrigin {
                 self.possible[unit].retain(|possible| possible.serial != serial);
             }
         }
+    }
+
+    /// Whether writes have ended well that no flush has covered yet.
+    #[must_use]
+    pub fn has_unflushed(&self) -> bool {
+        self.pending.iter().any(|write| write.completion.is_some())
     }
 
     /// What a flush that is submitted now will cover.

@@ -4,6 +4,7 @@ use crate::checker::ReadToken;
 use crate::client::{Wish, WishKind};
 use crate::content;
 use crate::core::Core;
+use crate::faults::FaultKind;
 use crate::life::Life;
 use crate::violation::{Kind, Violation};
 use crate::world::World;
@@ -25,6 +26,8 @@ pub(crate) struct PendingRequest {
     purpose: Purpose,
     buffer: Buffer,
     consumed: bool,
+    /// Who waits for the answer, if it is one of the world's clients.
+    client: Option<u32>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -37,7 +40,7 @@ enum Purpose {
     Change(u32),
     /// A client's flush, with its moment.
     Flush(u64),
-    /// Nothing that anybody could see.
+    /// Nothing that anybody could see, or whose client is gone.
     Nothing,
 }
 
@@ -54,6 +57,7 @@ impl<C: Core> Life<C> {
         &mut self,
         world: &mut World,
         ticket: u32,
+        client: Option<u32>,
         wish: Wish,
     ) -> Result<(), Violation> {
         world.tally.operations += 1;
@@ -83,7 +87,8 @@ impl<C: Core> Life<C> {
             let bytes = self.core.reserve().bytes_mut(buffer);
             content::fill(bytes, wish.export, wish.offset, id);
         }
-        self.send(world, ticket, PendingRequest { wish, purpose, buffer, consumed: false })
+        let request = PendingRequest { wish, purpose, buffer, consumed: false, client };
+        self.send(world, ticket, request)
     }
 
     /// Submits a read whose values go into `world.contents`.
@@ -95,7 +100,30 @@ impl<C: Core> Life<C> {
     ) -> Result<(), Violation> {
         let buffer = self.request_buffer(world, ticket, &wish);
         let purpose = Purpose::Verify;
-        self.send(world, ticket, PendingRequest { wish, purpose, buffer, consumed: false })
+        let request = PendingRequest { wish, purpose, buffer, consumed: false, client: None };
+        self.send(world, ticket, request)
+    }
+
+    /// A client goes away: nobody hears the answers to what it has in flight, nobody sees what it
+    /// read, and whether its changes have taken effect is for others to find out.
+    pub(crate) fn disconnect_client(&mut self, world: &mut World, client: u32) {
+        let mut unheard = 0;
+        for request in self.requests.iter_mut().flatten() {
+            if request.client != Some(client) {
+                continue;
+            }
+            if let Purpose::Read(token) = request.purpose {
+                world.checker.fail_read(token);
+            }
+            (request.purpose, request.client) = (Purpose::Nothing, None);
+            unheard += 1;
+        }
+        if unheard > 0 {
+            world.tally.faults.count(FaultKind::Disconnect);
+            world.trace.line(world.now_ns, || {
+                format!("client {client} goes away with {unheard} requests in flight")
+            });
+        }
     }
 
     fn request_buffer(&mut self, world: &mut World, ticket: u32, wish: &Wish) -> Buffer {
@@ -322,8 +350,8 @@ impl<C: Core> Life<C> {
             Control::Drain(slot) => {
                 for (of, export) in self.slots.iter().zip(0..) {
                     if slot.is_none_or(|slot| slot == *of) {
-                        let possible = |unit| world.origins[usize::from(export)].possible(unit);
-                        world.checker.check_origin_caught_up(export, submitted, possible)?;
+                        let origin = &mut world.origins[usize::from(export)];
+                        origin.drained(&world.checker, export, submitted)?;
                     }
                 }
             }

@@ -83,6 +83,10 @@ pub struct Faults {
     pub origin_outage: u32,
     /// Percent of outages in which the origin loses its power, too.
     pub origin_power_percent: u32,
+    /// Batches of a client after which it goes away without waiting for answers.
+    pub disconnect: u32,
+    /// Batches of a client that take all the room there is, a few times in a row.
+    pub flood: u32,
 }
 
 /// Which I/O fails, counted from one over all that a world's lives ask for.
@@ -129,8 +133,6 @@ pub struct Scenario {
     pub origin_ns: u64,
     /// What arrives within this time may belong to one turn of the ring.
     pub turn_ns: u64,
-    /// Check the engine's invariants after one in this many steps.
-    pub invariants_every: u64,
     /// What fails by chance.
     pub faults: Faults,
     /// What fails by choice.
@@ -175,7 +177,6 @@ impl Scenario {
             device_ns: random.magnitude(5_000, 1_000_000),
             origin_ns: random.magnitude(20_000, 20_000_000),
             turn_ns: random.pick(&[0, 1_000, 50_000]),
-            invariants_every: random.pick(&[1, 16, 64]),
             faults,
             chosen_failure: None,
         }
@@ -247,14 +248,16 @@ fn draw_faults(random: &mut Random) -> Faults {
         cut_in_recovery_percent: rate(60, 10, 60),
         verify_percent: 100 - rate(30, 10, 90),
         probes: rate(70, 1, 6),
-        device_read_error: rate(10, 100, 10_000),
-        device_read_rot: rate(10, 100, 10_000),
-        device_write_error: rate(8, 10, 1_000),
-        device_flush_error: rate(8, 10, 10_000),
-        origin_error: rate(15, 100, 50_000),
+        device_read_error: rate(12, 1_000, 50_000),
+        device_read_rot: rate(12, 1_000, 100_000),
+        device_write_error: rate(12, 1_000, 20_000),
+        device_flush_error: rate(12, 1_000, 50_000),
+        origin_error: rate(15, 1_000, 50_000),
         origin_flush_error: rate(15, 1_000, 200_000),
-        origin_stall: rate(15, 100, 10_000),
-        origin_outage: rate(15, 100, 10_000),
-        origin_power_percent: rate(50, 10, 90),
+        origin_stall: rate(15, 1_000, 20_000),
+        origin_outage: rate(15, 1_000, 20_000),
+        origin_power_percent: rate(70, 10, 90),
+        disconnect: rate(30, 1_000, 100_000),
+        flood: rate(20, 100, 5_000),
     }
 }

@@ -4,7 +4,8 @@ use crate::checker::{Checker, Contents, OriginLedger};
 use crate::client::{Wish, WishKind};
 use crate::content::{self, UNREADABLE, Value, ZEROES};
 use crate::core::Core;
-use crate::device::{BlockingDevice, PowerCut, SimDevice};
+use crate::device::{BlockingDevice, PowerCut, SimDevice, Survival};
+use crate::faults::{FaultCounts, FaultKind};
 use crate::life::{Life, now};
 use crate::memory::{Lease, Memory};
 use crate::origin::SimOrigin;
@@ -29,8 +30,6 @@ const CUTS_IN_RECOVERY_MAX: u32 = 6;
 pub struct Tally {
     /// Crashes after which the cache was opened again and read.
     pub crash_points: u64,
-    /// Power cuts while the cache was being opened.
-    pub cuts_in_recovery: u64,
     /// Requests of clients.
     pub operations: u64,
     /// Requests that ended with an error.
@@ -45,13 +44,14 @@ pub struct Tally {
     pub device_bytes: u64,
     /// The same, in sizes of the device: how often the log was filled.
     pub laps: u64,
+    /// What went wrong.
+    pub faults: FaultCounts,
 }
 
 impl Tally {
     /// Adds another tally to this one.
     pub fn add(&mut self, other: &Self) {
         self.crash_points += other.crash_points;
-        self.cuts_in_recovery += other.cuts_in_recovery;
         self.operations += other.operations;
         self.errors += other.errors;
         self.steps += other.steps;
@@ -59,6 +59,7 @@ impl Tally {
         self.recovery_ios += other.recovery_ios;
         self.device_bytes += other.device_bytes;
         self.laps += other.laps;
+        self.faults.add(&other.faults);
     }
 }
 
@@ -194,7 +195,7 @@ impl World {
             self.stop(&mut life)?;
         }
         drop(life);
-        self.crash(end);
+        self.crash(end)?;
         let cuts = self.random.percent(self.scenario.faults.cut_in_recovery_percent);
         let mut life = self.open::<C>(cuts)?;
         if self.random.percent(self.scenario.faults.verify_percent) {
@@ -214,14 +215,14 @@ impl World {
             clone.random = self.random.fork();
             let end = if clone.random.percent(30) { End::Kill } else { End::PowerCut };
             self.trace.line(self.now_ns, || format!("---- probe: {end:?}"));
-            clone.crash(end);
+            clone.crash(end)?;
             let cuts = clone.random.percent(20);
             let mut life = clone.open::<C>(cuts)?;
             clone.verify(&mut life)?;
             if clone.random.percent(30) {
                 // What was served after the restart must outlive the next cut (rule 1).
                 drop(life);
-                clone.crash(End::PowerCut);
+                clone.crash(End::PowerCut)?;
                 let mut life = clone.open::<C>(false)?;
                 clone.verify(&mut life)?;
             }
@@ -233,11 +234,21 @@ impl World {
     }
 
     /// Everything volatile is gone.
-    fn crash(&mut self, end: End) {
-        let mut survived = (0, 0);
+    fn crash(&mut self, end: End) -> Result<(), Violation> {
+        self.check_origins()?;
+        let mut left = Survival::default();
         match end {
-            End::PowerCut => survived = self.device.power_cut(&mut self.random),
+            End::PowerCut => {
+                left = self.device.power_cut(&mut self.random);
+                self.tally.faults.count(FaultKind::PowerCut);
+                if left.torn > 0 {
+                    self.tally.faults.count(FaultKind::TornWrite);
+                }
+            }
             End::Kill | End::Stop => self.device.abandon_in_flight(&mut self.random),
+        }
+        if end == End::Kill {
+            self.tally.faults.count(FaultKind::Kill);
         }
         for (origin, export) in self.origins.iter_mut().zip(&self.scenario.exports) {
             if end == End::PowerCut && export.shares_power {
@@ -248,20 +259,24 @@ impl World {
         }
         self.checker.crash();
         let moment = self.checker.history.now();
-        self.trace.line(self.now_ns, || {
-            format!("@{moment} {end:?}: {} of {} device writes survive", survived.0, survived.1)
-        });
+        self.trace.line(self.now_ns, || format!("@{moment} {end:?}: {left}"));
+        self.check_origins()
+    }
+
+    /// Whatever is left of the origins at this moment is a disk that could have existed.
+    fn check_origins(&self) -> Result<(), Violation> {
+        self.origins.iter().try_for_each(|origin| origin.check_now(&self.checker))
     }
 
     /// The process is killed.
-    pub(crate) fn kill(&mut self) {
-        self.crash(End::Kill);
+    pub(crate) fn kill(&mut self) -> Result<(), Violation> {
+        self.crash(End::Kill)
     }
 
     /// The power fails, and exactly these of the pending device writes survive.
-    pub(crate) fn lose_power(&mut self, survivors: u64) {
+    pub(crate) fn lose_power(&mut self, survivors: u64) -> Result<(), Violation> {
         self.device.power_cut_keeping(survivors);
-        self.crash(End::PowerCut);
+        self.crash(End::PowerCut)
     }
 
     /// Opens the cache; with `cuts`, the power may fail while it is being opened.
@@ -269,6 +284,7 @@ impl World {
         let options: Vec<_> =
             self.scenario.exports.iter().map(|export| export.options.clone()).collect();
         let mut cuts_left = if cuts { CUTS_IN_RECOVERY_MAX } else { 0 };
+        let mut has_been_cut = false;
         loop {
             // Down time: a restart is never at once.
             self.now_ns += 1_000_000;
@@ -278,11 +294,12 @@ impl World {
             let opened = self.try_open::<C>(&options, cut_after, failing.clone());
             let Opened { core, plan, memory, exports } = match opened {
                 Err(_) => {
-                    self.tally.cuts_in_recovery += 1;
-                    let (survived, all) = self.device.power_cut(&mut self.random);
-                    self.trace.line(self.now_ns, || {
-                        format!("power cut in recovery: {survived} of {all} device writes survive")
-                    });
+                    let again = std::mem::replace(&mut has_been_cut, true);
+                    let kind =
+                        if again { FaultKind::RepeatedCut } else { FaultKind::CutInRecovery };
+                    self.tally.faults.count(kind);
+                    let left = self.device.power_cut(&mut self.random);
+                    self.trace.line(self.now_ns, || format!("power cut in recovery: {left}"));
                     continue;
                 }
                 Ok(Err(OpenError::Storage(error))) if !failing.is_empty() => {
@@ -452,7 +469,7 @@ impl World {
         }
         self.stop(&mut life)?;
         drop(life);
-        self.crash(End::PowerCut);
+        self.crash(End::PowerCut)?;
         let mut life = self.open::<C>(false)?;
         self.verify(&mut life)
     }

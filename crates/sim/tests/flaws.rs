@@ -30,6 +30,8 @@ fn scenario(seed: u64) -> Scenario {
         origin_flush_error: 0,
         origin_stall: 0,
         origin_outage: 0,
+        disconnect: 0,
+        flood: 0,
         ..scenario.faults
     };
     scenario

@@ -35,6 +35,8 @@ fn production_engine() {
     assert!(failures.is_empty(), "{} worlds failed", failures.len());
     assert_eq!(worlds, WORLDS);
     assert!(tally.crash_points >= 10 * WORLDS, "worlds crash: {tally:?}");
+    let missing: Vec<_> = tally.faults.missing().collect();
+    assert!(missing.is_empty(), "faults that never happened: {missing:?}");
     assert!(tally.laps > 10, "logs wrap: {tally:?}");
 }
 

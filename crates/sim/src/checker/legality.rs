@@ -4,6 +4,9 @@
 //! so everything its client knew to be durable before *t* must be there too, in every state that
 //! a power cut could leave the origin in. The *horizon* is the latest such *t*. It only grows,
 //! so that each write becomes required once and the check is linear.
+//!
+//! `relaxed` order promises less: each unit shows something that was written there, and nothing
+//! older than what the last drain has put there.
 
 use super::Checker;
 use crate::content::{GARBAGE, Value, ZEROES};
@@ -50,11 +53,10 @@ impl Checker {
                 horizon = horizon.max(self.history.get(value).invoked);
             }
         }
-        if !ledger.strict {
-            return Ok(());
+        if ledger.strict {
+            ledger.horizon = horizon;
+            self.advance(ledger, possible)?;
         }
-        ledger.horizon = horizon;
-        self.advance(ledger, possible)?;
         for (&value, unit) in values.iter().zip(first_unit..) {
             let required = ledger.required[unit];
             if required != 0 && self.origin_value_is_before(ledger.export, unit, value, required) {
@@ -143,6 +145,39 @@ impl Checker {
         Ok(())
     }
 
+    /// Checks the whole origin as it is at this moment, whatever a power cut now takes of it.
+    ///
+    /// # Errors
+    /// When a unit may show something older than what must be there.
+    pub fn check_origin_now<P: Iterator<Item = Value>>(
+        &self,
+        ledger: &OriginLedger,
+        possible: impl Fn(usize) -> P,
+    ) -> Result<(), Violation> {
+        for (&required, unit) in ledger.required.iter().zip(0..) {
+            let older =
+                |value: &Value| self.origin_value_is_before(ledger.export, unit, *value, required);
+            if required != 0
+                && let Some(value) = possible(unit).find(older)
+            {
+                return Err(self.illegal(ledger, unit, value, required));
+            }
+        }
+        Ok(())
+    }
+
+    /// A drain was answered: what it owed must be there from now on, in any order of destage.
+    pub fn require_drained(&self, ledger: &mut OriginLedger, before: u64) {
+        let candidates = &self.exports[usize::from(ledger.export)].candidates;
+        for (required, candidates) in ledger.required.iter_mut().zip(candidates) {
+            for &id in candidates.iter().filter(|id| self.is_owed(**id, before)) {
+                if *required == 0 || self.history.is_before(*required, id) {
+                    *required = id;
+                }
+            }
+        }
+    }
+
     /// Everything answered before a moment is what the origin shows, whatever fails now.
     ///
     /// # Errors
@@ -186,8 +221,9 @@ impl Checker {
         Violation::new(
             Kind::OriginIllegal,
             format!(
-                "the origin of export {} may show something submitted at {}, and {found} at unit \
-                 {unit}, but its client already knew to be durable {}",
+                "the origin of export {} may show {found} at unit {unit}; its client knew to be \
+                 durable before {}, when something else that it shows was submitted, or it had \
+                 been drained of, {}",
                 ledger.export,
                 ledger.horizon,
                 self.history.describe(id),

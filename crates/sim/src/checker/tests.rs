@@ -247,6 +247,26 @@ fn a_drain_leaves_nothing_older_anywhere() {
 }
 
 #[test]
+fn a_drained_origin_never_goes_back_in_any_order() {
+    let mut checker = checker();
+    let second = checker.write(0, 1);
+    let third = checker.write(0, 1);
+    let before = checker.submit_flush();
+    for strict in [true, false] {
+        let mut ledger = OriginLedger::new(0, 8, strict);
+        let shows =
+            |value: Value| move |unit: usize| std::iter::once(if unit == 0 { value } else { 1 });
+        assert!(checker.check_origin_now(&ledger, shows(second)).is_ok(), "not drained yet");
+        checker.require_drained(&mut ledger, before);
+        assert!(checker.check_origin_now(&ledger, shows(third)).is_ok());
+        assert!(checker.check_origin_now(&ledger, shows(second)).is_err());
+        let possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![third]);
+        let found = origin_write(&checker, &mut ledger, &possible, 0, second);
+        assert_eq!(found, Some(Kind::OriginIllegal));
+    }
+}
+
+#[test]
 fn many_writes_of_one_unit_do_not_pile_up() {
     let mut checker = checker();
     for _ in 0..1000 {
