@@ -122,6 +122,13 @@ export const ERRORS = {
     (path: string) => `${path} was left as it is: answer "yes" or give --yes to format it.`,
   ),
   RF_FORMAT: failed((path: string, reason: string) => `${path} was not formatted: ${reason}.`),
+  RF_CHECK_DAMAGED: failed(
+    (path: string, count: string) =>
+      `The cache on ${path} is damaged in ${count}: see above what that means for its data.`,
+  ),
+  RF_CHECK_IMPOSSIBLE: refused(
+    (path: string, reason: string) => `The cache on ${path} cannot be checked: ${reason}.`,
+  ),
   RF_NATIVE_MISSING: failed(
     (reason: string) =>
       `The native part of ringfence could not be loaded: run "npm run build" first (${reason}).`,

@@ -178,12 +178,83 @@ export interface CacheDescription {
   }[];
 }
 
+/** One of two copies of a structure. */
+export interface CheckedCopy {
+  readonly offsetBytes: bigint;
+  /** `intact`, `older` or `damaged`. */
+  readonly state: string;
+}
+
+/** Something that is not as it was written. */
+export interface CheckFinding {
+  /** `damage`, or `note` for what an unclean stop may leave. */
+  readonly severity: string;
+  /** `superblock`, `export table`, `record header`, `footer`, `payload` or `log`. */
+  readonly structure: string;
+  /** Where the first block of it is on the device. */
+  readonly offsetBytes: bigint | null;
+  readonly export: string | null;
+  /** First block of the export and how many, in units of 4 KiB. */
+  readonly firstBlock: bigint | null;
+  readonly blockCount: bigint | null;
+  readonly problem: string;
+  /** What it means for the data. */
+  readonly meaning: string;
+}
+
+/** What `check` found. */
+export interface CheckReport {
+  /** Whether nothing is damaged. */
+  readonly clean: boolean;
+  readonly uuid: string;
+  readonly formatVersion: number;
+  readonly deviceBytes: bigint;
+  readonly segmentBytes: bigint;
+  readonly segments: bigint;
+  readonly incarnation: bigint;
+  readonly superblocks: readonly CheckedCopy[];
+  readonly exportTables: readonly CheckedCopy[];
+  /** The log as recovery would accept it. */
+  readonly log: {
+    readonly tail: bigint;
+    readonly durable: bigint;
+    /** Where recovery would cut: the next record gets this number. */
+    readonly nextSequence: bigint;
+    readonly records: bigint;
+    /** Blocks of payload that were compared with their checksums. */
+    readonly payloadBlocks: bigint;
+    readonly segmentsUsed: bigint;
+    /** Those of them that are known by their headers, without a footer. */
+    readonly segmentsWalked: bigint;
+    /** Segments with records that no longer count, or are void. */
+    readonly segmentsLeft: bigint;
+    /** Records behind the cut: written, but never known to be durable. */
+    readonly recordsDropped: bigint;
+  };
+  readonly exports: readonly {
+    readonly name: string;
+    readonly sizeBytes: bigint;
+    readonly originIdentity: string;
+    readonly watermark: bigint;
+    readonly liveBytes: bigint;
+    readonly dirtyBytes: bigint;
+    readonly damagedCleanBlocks: bigint;
+    readonly damagedDirtyBlocks: bigint;
+  }[];
+  readonly findings: readonly CheckFinding[];
+}
+
 /** The native module. */
 export interface Native {
   /** Formats a device or file; destroys what is on it. Errors are sentences. */
   format(path: string, segmentBytes: bigint): Promise<CacheDescription>;
   /** Reads what a cache holds without changing it; null when the device holds no cache. */
   describe(path: string): Promise<CacheDescription | null>;
+  /**
+   * Reads everything that a cache holds and says what is not as it was written; writes nothing.
+   * Fails where it cannot be read, holds no cache, or somebody serves it.
+   */
+  check(path: string): Promise<CheckReport>;
   /** Opens a cache and starts its ring. `bell` is called without data when events wait. */
   open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>;
   /** What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`. */

@@ -78,6 +78,110 @@ export interface CacheDescription {
   exports: Array<DescribedExport>
 }
 
+/**
+ * Reads everything that a cache holds and says what is not as it was written; writes nothing.
+ * Fails where it cannot be read, holds no cache, or somebody serves it.
+ */
+export declare function check(path: string): Promise<CheckReport>
+
+/** One of two copies of a structure. */
+export interface CheckedCopy {
+  /** Bytes from the start of the device. */
+  offsetBytes: bigint
+  /** `intact`, `older` or `damaged`. */
+  state: string
+}
+
+/** An export that the cache knows. */
+export interface CheckedExport {
+  /** Its name. */
+  name: string
+  /** Its size. */
+  sizeBytes: bigint
+  /** What its origin is known by. */
+  originIdentity: string
+  /** The highest sequence that its origin has. */
+  watermark: bigint
+  /** What the log has of it. */
+  liveBytes: bigint
+  /** What its origin lacks. */
+  dirtyBytes: bigint
+  /** Damaged blocks that the origin has. */
+  damagedCleanBlocks: bigint
+  /** Damaged blocks that the origin lacks. */
+  damagedDirtyBlocks: bigint
+}
+
+/** The log as recovery would accept it. */
+export interface CheckedLog {
+  /** The oldest sequence that counts. */
+  tail: bigint
+  /** The highest sequence that is known to have been durable. */
+  durable: bigint
+  /** Where recovery would cut: the next record gets this number. */
+  nextSequence: bigint
+  /** Records that count. */
+  records: bigint
+  /** Blocks of payload that were compared with their checksums. */
+  payloadBlocks: bigint
+  /** Segments with records that count. */
+  segmentsUsed: bigint
+  /** Those of them that are known by their headers, without a footer. */
+  segmentsWalked: bigint
+  /** Segments with records that no longer count, or are void. */
+  segmentsLeft: bigint
+  /** Records behind the cut: written, but never known to be durable. */
+  recordsDropped: bigint
+}
+
+/** Something that is not as it was written. */
+export interface CheckFinding {
+  /** `damage`, or `note` for what an unclean stop may leave. */
+  severity: string
+  /** `superblock`, `export table`, `record header`, `footer`, `payload` or `log`. */
+  structure: string
+  /** Where the first block of it is, in bytes from the start of the device. */
+  offsetBytes: bigint | null
+  /** The export whose data it is. */
+  export: string | null
+  /** Its first block, in 4 KiB units. */
+  firstBlock: bigint | null
+  /** How many blocks. */
+  blockCount: bigint | null
+  /** What is wrong. */
+  problem: string
+  /** What that means for the data. */
+  meaning: string
+}
+
+/** What `check` found. */
+export interface CheckReport {
+  /** Whether nothing is damaged. */
+  clean: boolean
+  /** Names the cache. */
+  uuid: string
+  /** The format's version. */
+  formatVersion: number
+  /** Size of the device as formatted. */
+  deviceBytes: bigint
+  /** Size of a segment. */
+  segmentBytes: bigint
+  /** Segments in the log. */
+  segments: bigint
+  /** How often it has been opened. */
+  incarnation: bigint
+  /** Both superblocks. */
+  superblocks: Array<CheckedCopy>
+  /** Both slots of the export table. */
+  exportTables: Array<CheckedCopy>
+  /** The log. */
+  log: CheckedLog
+  /** Exports the cache knows, whether configured or not. */
+  exports: Array<CheckedExport>
+  /** What is not as it was written. */
+  findings: Array<CheckFinding>
+}
+
 /** How to read the counters of an engine. */
 export declare function counterLayout(): CounterLayout
 

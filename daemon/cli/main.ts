@@ -3,6 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { EXIT_REFUSED, toRingfenceError } from '../errors.ts';
+import { addCheckCommand } from './check.ts';
 import { type Context, processContext } from './context.ts';
 import { addDoctorCommand } from './doctor.ts';
 import { addDrainCommand } from './drain.ts';
@@ -31,6 +32,7 @@ export function buildProgram(context: Context): Command {
   addDrainCommand(program, context);
   addStopCommand(program, context);
   addDoctorCommand(program, context);
+  addCheckCommand(program, context);
   return program;
 }
 

@@ -5,6 +5,8 @@
 import type * as Generated from '#binding';
 import type {
   CacheDescription,
+  CheckFinding,
+  CheckReport,
   CounterLayout,
   Guard,
   Listening,
@@ -47,6 +49,8 @@ export type Contract = [
   Holds<Same<Generated.Listening, Listening>>,
   Holds<Same<Generated.CounterLayout, CounterLayout>>,
   Holds<Same<Generated.CacheDescription, CacheDescription>>,
+  Holds<Same<Generated.CheckFinding, CheckFinding>>,
+  Holds<Same<Generated.CheckReport, CheckReport>>,
   Holds<Same<Generated.NativeExport, NativeExport>>,
   Holds<Same<Generated.NativeOpenOptions, NativeOpenOptions>>,
   Holds<Same<Generated.NativeOpened, NativeOpened>>,

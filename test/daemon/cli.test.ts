@@ -75,7 +75,7 @@ function assertRefused(t: ExecutionContext, self: Command, exit: number, message
 test('help is help, and nothing at all is a mistake', async (t) => {
   const help = command();
   t.is(await help.run('--help'), 0);
-  for (const verb of ['format', 'serve', 'status', 'flush', 'drain', 'stop', 'doctor']) {
+  for (const verb of ['format', 'serve', 'status', 'flush', 'drain', 'stop', 'doctor', 'check']) {
     t.regex(help.output, new RegExp(`^  ${verb}\\b`, 'm'));
   }
   t.is(await command().run('--version'), 0);

@@ -2,6 +2,7 @@
 
 import type {
   CacheDescription,
+  CheckReport,
   CounterLayout,
   Guard,
   Native,
@@ -75,6 +76,8 @@ export interface FakeNative extends Native {
   opened(): NativeOpenOptions | null;
   guards: Guard[];
   description: CacheDescription | null;
+  /** What `check` finds. */
+  checked: CheckReport;
   /** Thrown by the next call of that name. */
   readonly failures: Map<string, Error>;
   /** What `shutdown` waits for. */
@@ -92,6 +95,38 @@ export const DESCRIPTION: CacheDescription = {
   segments: 15,
   incarnation: 3n,
   exports: [],
+};
+
+/** What a check of it finds: nothing. */
+export const CHECKED: CheckReport = {
+  clean: true,
+  uuid: DESCRIPTION.uuid,
+  formatVersion: 1,
+  deviceBytes: DESCRIPTION.deviceBytes,
+  segmentBytes: DESCRIPTION.segmentBytes,
+  segments: 15n,
+  incarnation: 3n,
+  superblocks: [
+    { offsetBytes: 0n, state: 'intact' },
+    { offsetBytes: 65_536n, state: 'intact' },
+  ],
+  exportTables: [
+    { offsetBytes: 131_072n, state: 'intact' },
+    { offsetBytes: 196_608n, state: 'intact' },
+  ],
+  log: {
+    tail: 1n,
+    durable: 8n,
+    nextSequence: 11n,
+    records: 10n,
+    payloadBlocks: 64n,
+    segmentsUsed: 2n,
+    segmentsWalked: 1n,
+    segmentsLeft: 0n,
+    recordsDropped: 0n,
+  },
+  exports: [],
+  findings: [],
 };
 
 /** Makes one. */
@@ -113,6 +148,7 @@ export function createFakeNative(): FakeNative {
     failures: new Map(),
     guards: [{ measure: 'memory_locked', up: true, advice: null }],
     description: DESCRIPTION,
+    checked: CHECKED,
     shutdownGate: Promise.resolve(),
     openGate: Promise.resolve(),
     emit: (...events) => {
@@ -122,6 +158,10 @@ export function createFakeNative(): FakeNative {
     opened: () => openedWith,
     counterLayout: () => LAYOUT,
     probe: () => native.guards,
+    check: async (path) => {
+      call('check', path);
+      return native.checked;
+    },
     describe: async (path) => {
       call('describe', path);
       return native.description;

@@ -48,12 +48,12 @@ pub struct DescribedExport {
 /// When it holds no cache, or one that this version does not understand.
 pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
     let superblock = layout::read_superblock(storage)?;
-    let table = layout::read_export_table(storage, &superblock.cache_uuid)?;
+    let table = layout::read_export_table(storage, &superblock.cache_uuid)?.table;
     let (segments, segment_bytes) = (superblock.segments.get(), superblock.segment_bytes.get());
     // No log pool: nothing is resident where nobody serves.
     let no_pool = Pool { offset: 0, length: 0 };
     let geometry = Geometry::new(segment_bytes, segments, no_pool, 1);
-    let mut scanner = Scanner { storage, superblock: &superblock, geometry };
+    let mut scanner = Scanner::new(storage, &superblock, geometry);
     let (mut found, facts) = scanner.scan()?;
     let slots: Vec<usize> =
         (0..table.exports.len()).filter(|&slot| !table.exports[slot].is_free()).collect();

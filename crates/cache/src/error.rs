@@ -60,6 +60,15 @@ pub enum OpenError {
         "both copies of the export table are damaged: the device was overwritten; restore it, or format it anew and lose the cache"
     )]
     ExportTableDamaged,
+    /// The log has data of an export that the table does not know yet.
+    #[error(
+        "the export table is older than the log, which has data of an export that is not in it \
+         (layer {layer}): the device lost a write; restore it, or format it anew and lose the cache"
+    )]
+    ExportTableOld {
+        /// The layer that is not known.
+        layer: u32,
+    },
     /// The device shrank.
     #[error(
         "the device has {size_bytes} bytes but was formatted with {formatted_bytes}: it is not the whole device"

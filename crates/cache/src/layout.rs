@@ -4,14 +4,14 @@
 use crate::config::{ExportOptions, FormatOptions, Uuid};
 use crate::error::{FormatError, OpenError};
 use crate::format::{
-    ExportRecord, ExportTable, FEATURES_INCOMPATIBLE, FORMAT_VERSION, ORIGIN_NAME_BYTES_MAX,
-    Superblock,
+    ExportRecord, ExportTable, FEATURES_INCOMPATIBLE, FORMAT_VERSION, Mismatch,
+    ORIGIN_NAME_BYTES_MAX, Superblock,
 };
 use crate::limits::{
     EXPORT_TABLE_BYTES, EXPORT_TABLE_OFFSETS, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_MIN,
     SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS,
 };
-use crate::storage::Storage;
+use crate::storage::{Storage, StorageError};
 use crate::units::{BLOCK_BYTES, ExportSlot};
 use zerocopy::little_endian::{U32, U64};
 
@@ -35,12 +35,7 @@ pub fn format(storage: &mut dyn Storage, options: &FormatOptions) -> Result<(), 
         storage.write(offset, &[0; BLOCK_BYTES])?;
     }
     storage.flush()?;
-    let mut table = ExportTable::new(options.uuid);
-    for (generation, offset) in EXPORT_TABLE_OFFSETS.into_iter().enumerate() {
-        table.generation = U64::new(generation as u64 + 1);
-        storage.write(offset, &table.seal())?;
-    }
-    storage.flush()?;
+    write_export_table(storage, &mut ExportTable::new(options.uuid), 0)?;
     let mut superblock = Superblock::of_current_version();
     superblock.cache_uuid = options.uuid;
     superblock.secret = options.secret;
@@ -57,7 +52,7 @@ pub fn format(storage: &mut dyn Storage, options: &FormatOptions) -> Result<(), 
 pub fn write_superblocks(
     storage: &mut dyn Storage,
     superblock: &mut Superblock,
-) -> Result<(), crate::storage::StorageError> {
+) -> Result<(), StorageError> {
     for offset in SUPERBLOCK_OFFSETS {
         storage.write(offset, superblock.seal())?;
         storage.flush()?;
@@ -65,29 +60,32 @@ pub fn write_superblocks(
     Ok(())
 }
 
+/// Reads both superblocks, intact or not; `None` where the device ends before it.
+///
+/// # Errors
+/// When the device cannot be read.
+pub fn read_superblocks(
+    storage: &mut dyn Storage,
+) -> Result<[Option<[u8; BLOCK_BYTES]>; 2], StorageError> {
+    let mut copies = [None; 2];
+    for (offset, copy) in SUPERBLOCK_OFFSETS.into_iter().zip(&mut copies) {
+        if storage.size_bytes() >= offset + BLOCK_BYTES as u64 {
+            storage.read_at(offset, copy.insert([0; BLOCK_BYTES]))?;
+        }
+    }
+    Ok(copies)
+}
+
 /// Reads both superblocks and returns the newer intact one.
 ///
 /// # Errors
 /// When there is none, or it is of a newer version, or the device is smaller than formatted.
 pub fn read_superblock(storage: &mut dyn Storage) -> Result<Superblock, OpenError> {
-    let mut found: Option<Superblock> = None;
-    let mut damaged = false;
-    for offset in SUPERBLOCK_OFFSETS {
-        if storage.size_bytes() < offset + BLOCK_BYTES as u64 {
-            continue;
-        }
-        let mut block = [0; BLOCK_BYTES];
-        storage.read_at(offset, &mut block)?;
-        match Superblock::parse(&block) {
-            Ok(superblock) => {
-                let newer = found.as_ref().is_none_or(|f| f.age() < superblock.age());
-                if newer {
-                    found = Some(superblock);
-                }
-            }
-            Err(_) => damaged |= Superblock::has_magic(&block),
-        }
-    }
+    let copies = read_superblocks(storage)?;
+    let intact = copies.iter().flatten().filter_map(|block| Superblock::parse(block).ok());
+    // Of two that are equal either will do.
+    let found = intact.max_by_key(Superblock::age);
+    let damaged = copies.iter().flatten().any(|block| Superblock::has_magic(block));
     let Some(superblock) = found else {
         return Err(if damaged { OpenError::SuperblocksDamaged } else { OpenError::NotFormatted });
     };
@@ -102,6 +100,30 @@ pub fn read_superblock(storage: &mut dyn Storage) -> Result<Superblock, OpenErro
     Ok(superblock)
 }
 
+/// An export table, and how it was found.
+pub struct FoundTable {
+    /// The intact one of the higher generation.
+    pub table: Box<ExportTable>,
+    /// The slot that it is in.
+    pub slot: usize,
+    /// Whether the other slot holds it, too.
+    pub copies_agree: bool,
+}
+
+/// Reads one slot of the export table.
+///
+/// # Errors
+/// The inner one when the slot is not intact.
+pub fn read_export_slot(
+    storage: &mut dyn Storage,
+    offset: u64,
+    cache_uuid: &Uuid,
+) -> Result<Result<Box<ExportTable>, Mismatch>, StorageError> {
+    let mut slot = vec![0; EXPORT_TABLE_BYTES];
+    storage.read_at(offset, &mut slot)?;
+    Ok(ExportTable::parse(&slot, cache_uuid))
+}
+
 /// Reads both slots of the export table and returns the newer intact one.
 ///
 /// # Errors
@@ -109,33 +131,37 @@ pub fn read_superblock(storage: &mut dyn Storage) -> Result<Superblock, OpenErro
 pub fn read_export_table(
     storage: &mut dyn Storage,
     cache_uuid: &Uuid,
-) -> Result<Box<ExportTable>, OpenError> {
-    let mut found: Option<Box<ExportTable>> = None;
-    let mut slot = vec![0; EXPORT_TABLE_BYTES];
-    for offset in EXPORT_TABLE_OFFSETS {
-        storage.read_at(offset, &mut slot)?;
-        if let Ok(table) = ExportTable::parse(&slot, cache_uuid)
-            && found.as_ref().is_none_or(|f| f.generation < table.generation)
-        {
-            found = Some(table);
-        }
+) -> Result<FoundTable, OpenError> {
+    let mut found = Vec::new();
+    for (slot, offset) in EXPORT_TABLE_OFFSETS.into_iter().enumerate() {
+        found
+            .extend(read_export_slot(storage, offset, cache_uuid)?.ok().map(|table| (slot, table)));
     }
-    found.ok_or(OpenError::ExportTableDamaged)
+    let copies_agree =
+        matches!(&found[..], [(_, one), (_, other)] if one.generation == other.generation);
+    let newest = found.into_iter().max_by_key(|(_, table)| table.generation);
+    let (slot, table) = newest.ok_or(OpenError::ExportTableDamaged)?;
+    Ok(FoundTable { table, slot, copies_agree })
 }
 
-/// Writes the export table into the older slot and flushes.
+/// Writes the export table into both slots, first the one that does not hold the newest. In one
+/// alone it would not do: damage there would bring back a table that lacks an export, and its
+/// layer would be given away again.
 ///
 /// # Errors
 /// When the device fails.
 pub fn write_export_table(
     storage: &mut dyn Storage,
     table: &mut ExportTable,
-) -> Result<(), crate::storage::StorageError> {
-    let generation = table.generation.get() + 1;
-    table.generation = U64::new(generation);
-    let slot = EXPORT_TABLE_OFFSETS[(generation as usize + 1) % 2];
-    storage.write(slot, &table.seal())?;
-    storage.flush()
+    newest_in: usize,
+) -> Result<(), StorageError> {
+    table.generation = U64::new(table.generation.get() + 1);
+    let bytes = table.seal();
+    for slot in [1 - newest_in, newest_in] {
+        storage.write(EXPORT_TABLE_OFFSETS[slot], &bytes)?;
+        storage.flush()?;
+    }
+    Ok(())
 }
 
 /// Finds the slot of an export by its name, or gives it one. Returns the slot and whether the

@@ -4,6 +4,7 @@
 //! time, and queues [`Effect`]s. The ring executes them against the kernel, the simulator against
 //! a model. `docs/format.md` has the log's format and its numbered rules, which the code cites.
 
+mod check;
 pub mod config;
 pub mod counters;
 mod describe;
@@ -20,6 +21,9 @@ mod scan;
 pub mod storage;
 pub mod units;
 
+pub use check::{
+    CheckedCopy, CheckedExport, CheckedLog, CopyState, Finding, Report, Severity, check,
+};
 pub use config::{
     Config, ExportOptions, FormatOptions, Mode, OpenedExport, Order, OriginIdentity, Uuid,
 };

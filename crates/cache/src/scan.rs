@@ -1,7 +1,8 @@
 //! What the log area of a device holds: every segment's records, read without changing anything.
 //!
 //! Used by recovery and by whoever only looks. A segment with a footer is known from it; the few
-//! without one are walked from header to header, never searching payload (rule 2).
+//! without one are walked from header to header (rule 2). What follows the end of a walk is looked
+//! at once more, never to be used, only for what it says of what was durable (decision 0013).
 
 use crate::error::OpenError;
 use crate::format::{
@@ -9,14 +10,17 @@ use crate::format::{
     Superblock, checksum,
 };
 use crate::geometry::Geometry;
-use crate::limits::EXPORTS_MAX;
+use crate::limits::{EXPORTS_MAX, RECORD_BLOCKS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX};
 use crate::storage::{ReadPiece, Storage, StorageError};
-use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
+use crate::units::BLOCK_BYTES;
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use zerocopy::little_endian::U64;
 
 /// Segments whose first blocks are read together.
 const BATCH_SEGMENTS: u64 = 64;
+/// Blocks that a walk reads at a time: the longest way from one header to the next.
+const WINDOW_BLOCKS: u32 = RECORD_BLOCKS_MAX as u32 + 1;
 
 /// One segment with records.
 #[derive(Debug)]
@@ -35,7 +39,17 @@ pub struct FoundSegment {
     pub epochs: [u64; EXPORTS_MAX],
     /// Records in short, if the segment was walked; else its footer says where to read them.
     pub walked: Option<WalkedSegment>,
+    /// The sequences that recovery accepts of it, once it has decided.
+    pub accepted: Option<RangeInclusive<u64>>,
     footer: Option<Footer>,
+}
+
+impl FoundSegment {
+    /// Whether its footer's header is intact. The summary behind it may still be damaged.
+    #[must_use]
+    pub const fn has_footer(&self) -> bool {
+        self.footer.is_some()
+    }
 }
 
 /// A segment without a footer.
@@ -43,8 +57,8 @@ pub struct FoundSegment {
 pub struct WalkedSegment {
     /// Its records, as a footer would have them.
     pub summary: Vec<u8>,
-    /// All its blocks, to verify payload with.
-    pub image: Vec<u8>,
+    /// The block in which the walk ended: no record of this use follows at once.
+    pub end_blocks: u32,
 }
 
 /// What the newest headers say of the whole log.
@@ -56,11 +70,26 @@ pub struct LogFacts {
     pub durable: u64,
     /// Per export: the highest sequence that its origin has (rule 13).
     pub watermarks: [u64; EXPORTS_MAX],
+    /// Records behind the end of a walk: they count for nothing but what they say of others.
+    pub strays: u64,
     /// First sequences by incarnation (rule 3).
     first_sequences: BTreeMap<u64, u64>,
 }
 
 impl LogFacts {
+    /// What a superblock says. What its incarnation found was read after a flush (rule 1), so all
+    /// of it was durable.
+    fn new(superblock: &Superblock) -> Self {
+        let (incarnation, first) = (superblock.incarnation.get(), superblock.first_sequence.get());
+        Self {
+            tail: superblock.tail.get(),
+            durable: first.saturating_sub(1),
+            watermarks: superblock.watermarks.map(U64::get),
+            strays: 0,
+            first_sequences: BTreeMap::from([(incarnation, first)]),
+        }
+    }
+
     /// A record is void from here on if a later incarnation started below it (rule 3).
     pub fn void_from(&self, incarnation: u64) -> u64 {
         self.first_sequences
@@ -79,6 +108,19 @@ impl LogFacts {
     }
 }
 
+/// Which use of a segment, in which life: what wrote a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Writer {
+    incarnation: u64,
+    segment_use: u64,
+}
+
+impl Writer {
+    fn of(header: &RecordHeader) -> Self {
+        Self { incarnation: header.incarnation.get(), segment_use: header.segment_use.get() }
+    }
+}
+
 /// Reads segments.
 pub struct Scanner<'a> {
     /// The device.
@@ -87,22 +129,34 @@ pub struct Scanner<'a> {
     pub superblock: &'a Superblock,
     /// Its shape.
     pub geometry: Geometry,
+    window: Window,
 }
 
-impl Scanner<'_> {
+/// Some blocks of a segment that is being walked.
+#[derive(Default)]
+struct Window {
+    segment: u64,
+    first: u32,
+    blocks: u32,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Scanner<'a> {
+    /// Of a device that holds this cache.
+    pub fn new(
+        storage: &'a mut dyn Storage,
+        superblock: &'a Superblock,
+        geometry: Geometry,
+    ) -> Self {
+        Self { storage, superblock, geometry, window: Window::default() }
+    }
+
     /// Finds every segment with records, oldest first, and what the newest headers say.
     ///
     /// # Errors
     /// When the device cannot be read.
     pub fn scan(&mut self) -> Result<(Vec<FoundSegment>, LogFacts), OpenError> {
-        let superblock = self.superblock;
-        let mut facts = LogFacts {
-            tail: superblock.tail.get(),
-            durable: 0,
-            watermarks: superblock.watermarks.map(U64::get),
-            first_sequences: BTreeMap::new(),
-        };
-        facts.first_sequences.insert(superblock.incarnation.get(), superblock.first_sequence.get());
+        let mut facts = LogFacts::new(self.superblock);
         let mut found = Vec::new();
         let segments = self.geometry.segments;
         for start in (0..segments).step_by(BATCH_SEGMENTS as usize) {
@@ -111,6 +165,7 @@ impl Scanner<'_> {
                 found.extend(self.identify(segment, &heads, &mut facts)?);
             }
         }
+        self.look_for_lost_starts(&found, &mut facts)?;
         for segment in &found {
             facts.first_sequences.entry(segment.incarnation).or_insert(segment.first_sequence);
         }
@@ -189,8 +244,53 @@ impl Scanner<'_> {
             sequence_last: footer.sequence_last.get(),
             epochs: footer.epochs.map(U64::get),
             walked: None,
+            accepted: None,
             footer: Some(footer),
         }))
+    }
+
+    /// Makes sure that a block of a segment is in the window.
+    fn load(&mut self, segment: u64, at: u32) -> Result<(), StorageError> {
+        let window = &mut self.window;
+        let covered = window.first..window.first + window.blocks;
+        if window.segment == segment && covered.contains(&at) {
+            return Ok(());
+        }
+        window.blocks = 0;
+        let blocks = WINDOW_BLOCKS.min(self.geometry.payload_blocks - at);
+        window.bytes.resize(blocks as usize * BLOCK_BYTES, 0);
+        let offset = self.geometry.device_offset(self.geometry.address(segment, at));
+        self.storage.read_at(offset, &mut window.bytes)?;
+        (window.segment, window.first, window.blocks) = (segment, at, blocks);
+        Ok(())
+    }
+
+    /// The header that a block of a segment is, if it is one.
+    #[must_use]
+    pub fn header_in<'b>(
+        &self,
+        segment: u64,
+        offset: u32,
+        block: &'b [u8],
+    ) -> Option<&'b RecordHeader> {
+        self.parse_header(segment, offset, block)
+    }
+
+    /// The room of a footer.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn read_footer(&mut self, segment_use: u64) -> Result<Vec<u8>, StorageError> {
+        let mut room = vec![0; self.geometry.footer_bytes() as usize];
+        let address = self.geometry.address(segment_use, self.geometry.payload_blocks);
+        self.storage.read_at(self.geometry.device_offset(address), &mut room)?;
+        Ok(room)
+    }
+
+    /// The header at a block that is in the window.
+    fn header(&self, segment: u64, at: u32) -> Option<&RecordHeader> {
+        let start = (at - self.window.first) as usize * BLOCK_BYTES;
+        self.parse_header(segment, at, &self.window.bytes[start..start + BLOCK_BYTES])
     }
 
     /// Walks a segment from header to header.
@@ -201,23 +301,18 @@ impl Scanner<'_> {
         facts: &mut LogFacts,
     ) -> Result<FoundSegment, StorageError> {
         let geometry = self.geometry;
-        let mut image = vec![0; geometry.payload_blocks as usize * BLOCK_BYTES];
-        let offset = geometry.device_offset(geometry.address(segment, 0));
-        self.storage.read_at(offset, &mut image)?;
+        let writer = Writer::of(first);
         let mut room = vec![0; geometry.footer_bytes() as usize];
         let (mut at, mut end, mut next) = (0, SUMMARY_OFFSET, first.sequence.get());
         while at < geometry.payload_blocks {
-            let start = at as usize * BLOCK_BYTES;
-            let block = &image[start..start + BLOCK_BYTES];
-            let Some(header) = self.parse_header(segment, at, block) else { break };
+            self.load(segment, at)?;
+            let Some(header) = self.header(segment, at) else { break };
             let bytes = FooterBuilder::record_bytes(
                 header.entry_count.get().into(),
                 header.payload_blocks.get().into(),
             );
-            let same_life = header.incarnation == first.incarnation
-                && header.segment_use == first.segment_use
-                && header.sequence.get() == next;
-            if !same_life || end + bytes > room.len() {
+            let is_next = Writer::of(header) == writer && header.sequence.get() == next;
+            if !is_next || end + bytes > room.len() {
                 break;
             }
             facts.note(header.tail.get(), header.durable.get(), &header.watermarks);
@@ -225,6 +320,7 @@ impl Scanner<'_> {
             at += 1 + u32::from(header.payload_blocks.get());
             next += 1;
         }
+        self.look_beyond(segment, writer, at, facts)?;
         let summary = room[SUMMARY_OFFSET..end].to_vec();
         Ok(FoundSegment {
             segment_use: first.segment_use.get(),
@@ -233,9 +329,84 @@ impl Scanner<'_> {
             sequence_first: first.sequence.get(),
             sequence_last: next - 1,
             epochs: first.epochs.map(U64::get),
-            walked: Some(WalkedSegment { summary, image }),
+            walked: Some(WalkedSegment { summary, end_blocks: at }),
+            accepted: None,
             footer: None,
         })
+    }
+
+    /// Looks behind the end of a walk for headers of the same use. A power cut may leave some,
+    /// too, but only damage leaves one that says that what is missing was durable: without it, one
+    /// bad header would pass for the end of the log, and take flushed data with it.
+    fn look_beyond(
+        &mut self,
+        segment: u64,
+        writer: Writer,
+        mut at: u32,
+        facts: &mut LogFacts,
+    ) -> Result<(), StorageError> {
+        let mut searched = 0;
+        while at < self.geometry.payload_blocks && searched < WINDOW_BLOCKS {
+            self.load(segment, at)?;
+            let header = self.header(segment, at).filter(|header| Writer::of(header) == writer);
+            let Some(header) = header else {
+                (at, searched) = (at + 1, searched + 1);
+                continue;
+            };
+            facts.strays += 1;
+            facts.durable = facts.durable.max(header.durable.get());
+            (at, searched) = (at + 1 + u32::from(header.payload_blocks.get()), 0);
+        }
+        Ok(())
+    }
+
+    /// Looks behind first headers of this life's segments that cannot be read. Only the newest
+    /// segments can be known by nothing else; what earlier lives wrote is known from footers and
+    /// from the superblock.
+    fn look_for_lost_starts(
+        &mut self,
+        found: &[FoundSegment],
+        facts: &mut LogFacts,
+    ) -> Result<(), StorageError> {
+        let incarnation = self.superblock.incarnation.get();
+        let first_sequence = self.superblock.first_sequence.get();
+        let newest = |counts: &dyn Fn(&FoundSegment) -> bool| {
+            found.iter().filter(|segment| counts(segment)).map(|segment| segment.segment_use).max()
+        };
+        let earlier = newest(&|segment| {
+            segment.incarnation < incarnation && segment.sequence_first < first_sequence
+        });
+        let own = newest(&|segment| segment.incarnation == incarnation);
+        let last = own.or(earlier).or(newest(&|_| true)).map_or(0, |newest| newest + 1);
+        let first = earlier.map_or(0, |earlier| earlier + 1);
+        let first = first.max(last.saturating_sub(SEGMENTS_WITHOUT_FOOTER_MAX as u64));
+        for segment_use in first..=last {
+            let writer = Writer { incarnation, segment_use };
+            let is_found = found.iter().any(|segment| {
+                segment.segment_use == segment_use && segment.incarnation == incarnation
+            });
+            if !is_found {
+                self.look_beyond(segment_use % self.geometry.segments, writer, 0, facts)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the payload of a record is what its header says.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn payload_is_intact(
+        &mut self,
+        segment_use: u64,
+        offset_blocks: u32,
+        checksums: &[zerocopy::little_endian::U32],
+    ) -> Result<bool, StorageError> {
+        let mut payload = vec![0; checksums.len() * BLOCK_BYTES];
+        let address = self.geometry.address(segment_use, offset_blocks + 1);
+        self.storage.read_at(self.geometry.device_offset(address), &mut payload)?;
+        let mut blocks = checksums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
+        Ok(blocks.all(|(sum, block)| sum.get() == checksum(block)))
     }
 
     /// The records of a found segment in short. A footer whose summary is damaged (torn, when it
@@ -273,12 +444,7 @@ impl Scanner<'_> {
         let Some(first) = self.parse_header(segment, 0, &block).cloned() else {
             return Ok(None);
         };
-        let mut ignored = LogFacts {
-            tail: 0,
-            durable: 0,
-            watermarks: [0; EXPORTS_MAX],
-            first_sequences: BTreeMap::new(),
-        };
+        let mut ignored = LogFacts::new(self.superblock);
         let walked = self.walk(segment, &first, &mut ignored)?;
         let is_the_same =
             walked.segment_use == found.segment_use && walked.incarnation == found.incarnation;
@@ -287,21 +453,6 @@ impl Scanner<'_> {
 }
 
 impl WalkedSegment {
-    /// Whether the payload of the record that is `offset_blocks` in is what its header says.
-    #[must_use]
-    pub fn payload_is_intact(
-        &self,
-        offset_blocks: u32,
-        checksums: &[zerocopy::little_endian::U32],
-    ) -> bool {
-        let start = (u64::from(offset_blocks) + 1) * BLOCK_BYTES_U64;
-        let payload = &self.image[start as usize..];
-        checksums
-            .iter()
-            .zip(payload.chunks_exact(BLOCK_BYTES))
-            .all(|(sum, block)| sum.get() == checksum(block))
-    }
-
     /// Cuts the summary behind a sequence.
     pub fn truncate(&mut self, sequence_last: u64) {
         let mut reader = SummaryReader::new(&self.summary);

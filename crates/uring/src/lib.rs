@@ -34,7 +34,7 @@ mod window;
 pub use counters::counter_layout;
 pub use error::RuntimeError;
 pub use guards::probe;
-pub use opening::{describe, format, open};
+pub use opening::{check, describe, format, open};
 pub use options::{
     CacheDescription, ConnectionId, ControlAction, CounterLayout, DescribedExport, ExportSpec,
     Guard, Listening, OpenSpec, Opened, OpenedExport, RuntimeEvent, format_uuid,

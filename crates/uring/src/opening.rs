@@ -224,6 +224,18 @@ pub fn describe(path: &Path) -> Result<Option<CacheDescription>, RuntimeError> {
     describe_storage(path, &mut DirectStorage::new(device)?)
 }
 
+/// Reads everything that a cache holds and compares it; nothing is written. Blocks.
+///
+/// # Errors
+/// See [`RuntimeError`]: also when somebody serves it.
+pub fn check(path: &Path) -> Result<ringfence_cache::Report, RuntimeError> {
+    // Shared: a daemon that started now would change what is being read.
+    let device = Device::open(path, Role::Cache, Access::Shared)?;
+    let mut storage = DirectStorage::new(device)?;
+    ringfence_cache::check(&mut storage)
+        .map_err(|source| RuntimeError::Open { path: path.to_owned(), source })
+}
+
 fn describe_storage(
     path: &Path,
     storage: &mut DirectStorage,

@@ -24,6 +24,7 @@ mod write;
 
 pub use api::{Command, Control, Effect, Event, IoError, Notice, Request, RequestError};
 pub use recovery::Recovery;
+pub(crate) use recovery::{Survey, survey};
 
 use crate::config::Config;
 use crate::counters::{Counter, Counters, ExportCounter};

@@ -61,8 +61,62 @@ struct Rebuild {
     next_use: u64,
     /// The sequence that must come next.
     expected: u64,
+    /// The end of the last record that was accepted.
+    end: LogAddress,
     recovery: Recovery,
+    /// Layers from this one on were not known to the export table when it was read.
+    layers_known: u32,
+    /// Ranges of sequences that were durable and are not there.
+    losses: Vec<(u64, u64)>,
     carried: Vec<Carried>,
+}
+
+/// What recovery would make of a log, without an engine to come of it: for `check`.
+pub(crate) struct Survey {
+    /// Where each block is.
+    pub index: Index,
+    /// Their watermarks and dirty accounts.
+    pub exports: Exports,
+    /// Records that count.
+    pub records: u64,
+    /// Where numbering would continue.
+    pub next_sequence: u64,
+    /// The end of the last record that counts.
+    pub end: LogAddress,
+    /// The use of the segment that the next record would go to.
+    pub next_use: u64,
+    /// Ranges of sequences that were durable and are not there: a start would be refused.
+    pub losses: Vec<(u64, u64)>,
+}
+
+/// Decides what of a scanned log counts, as a start that accepts loss would. Each segment is told
+/// what is accepted of it.
+///
+/// # Errors
+/// When the device cannot be read, or more is dirty than the index can map.
+pub(crate) fn survey(
+    scanner: &mut Scanner<'_>,
+    table: &ExportTable,
+    found: &mut [FoundSegment],
+    facts: &LogFacts,
+) -> Result<Survey, OpenError> {
+    let mut table = table.clone();
+    // Layers that the table does not know are for `check` to name.
+    table.next_layer = U32::new(u32::MAX);
+    let config = Config::default();
+    let (superblock, geometry) = (scanner.superblock, scanner.geometry);
+    let mut rebuild = Rebuild::new(superblock, &mut table, geometry, &[], &config)?;
+    rebuild.seed(facts);
+    rebuild.replay(scanner, found, facts, true)?;
+    Ok(Survey {
+        index: rebuild.index,
+        exports: rebuild.exports,
+        records: rebuild.recovery.records,
+        next_sequence: rebuild.expected,
+        end: rebuild.end,
+        next_use: rebuild.next_use,
+        losses: rebuild.losses,
+    })
 }
 
 impl Engine {
@@ -81,19 +135,22 @@ impl Engine {
         // Rule 1: what is read from here on can no longer be taken back by a power cut.
         storage.flush()?;
         let mut superblock = layout::read_superblock(storage)?;
-        let mut table = layout::read_export_table(storage, &superblock.cache_uuid)?;
-        let generation = table.generation;
+        let found_table = layout::read_export_table(storage, &superblock.cache_uuid)?;
+        let (mut table, table_slot) = (found_table.table, found_table.slot);
         let next_layer = table.next_layer;
-        let mut rebuild = Rebuild::new(&superblock, &mut table, &plan, options, &config)?;
-        let geometry = rebuild.geometry;
-        let mut scanner = Scanner { storage, superblock: &superblock, geometry };
+        let segment_bytes = superblock.segment_bytes.get();
+        assert_eq!(plan.log.length % segment_bytes, 0, "a plan for this segment size");
+        let pool_segments = u64::from(plan.log_segments);
+        let geometry =
+            Geometry::new(segment_bytes, superblock.segments.get(), plan.log, pool_segments);
+        let mut rebuild = Rebuild::new(&superblock, &mut table, geometry, options, &config)?;
+        let mut scanner = Scanner::new(storage, &superblock, geometry);
         let (mut found, facts) = scanner.scan()?;
         rebuild.seed(&facts);
         rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
-        if table.next_layer != next_layer {
-            debug_assert_eq!(table.generation, generation);
-            layout::write_export_table(storage, &mut table)?;
+        if table.next_layer != next_layer || !found_table.copies_agree {
+            layout::write_export_table(storage, &mut table, table_slot)?;
         }
         // Rule 5: the new life is durable in both copies before its first record.
         superblock.incarnation = U64::new(superblock.incarnation.get() + 1);
@@ -110,16 +167,12 @@ impl Rebuild {
     fn new(
         superblock: &Superblock,
         table: &mut ExportTable,
-        plan: &ReservePlan,
+        geometry: Geometry,
         options: &[ExportOptions],
         config: &Config,
     ) -> Result<Self, OpenError> {
-        let segments = superblock.segments.get();
-        let segment_bytes = superblock.segment_bytes.get();
-        assert_eq!(plan.log.length % segment_bytes, 0, "a plan for this segment size");
-        let geometry =
-            Geometry::new(segment_bytes, segments, plan.log, u64::from(plan.log_segments));
         let mut recovery = Recovery { cache_uuid: superblock.cache_uuid, ..Recovery::default() };
+        let layers_known = table.next_layer.get();
         for option in options {
             let (slot, known) = layout::register_export(table, option)?;
             recovery.exports.push(OpenedExport {
@@ -151,11 +204,14 @@ impl Rebuild {
             exports: Exports::new(exports),
             epochs: [0; EXPORTS_MAX],
             checksums: vec![0; geometry.log_blocks() as usize].into(),
-            segments: vec![SegmentInfo::default(); segments as usize].into(),
+            segments: vec![SegmentInfo::default(); geometry.segments as usize].into(),
             oldest_use: None,
             next_use: 0,
             expected: 0,
+            end: LogAddress(0),
             recovery,
+            layers_known,
+            losses: Vec::new(),
             carried: Vec::new(),
         })
     }
@@ -191,7 +247,8 @@ impl Rebuild {
                 continue;
             }
             let summary = scanner.summary(segment)?;
-            let last = self.replay_segment(segment, &summary, facts, void_from, accept_loss)?;
+            let last =
+                self.replay_segment(scanner, segment, &summary, facts, void_from, accept_loss)?;
             if let Some(walked) = &mut segment.walked {
                 walked.truncate(last);
             }
@@ -212,6 +269,7 @@ impl Rebuild {
         if !accept_loss {
             return Err(OpenError::DurableDamaged { first, last });
         }
+        self.losses.push((first, last));
         let lost = self.recovery.lost.get_or_insert((first, last));
         lost.1 = last;
         Ok(())
@@ -220,7 +278,8 @@ impl Rebuild {
     /// Replays one segment; returns the last sequence that was accepted.
     fn replay_segment(
         &mut self,
-        segment: &FoundSegment,
+        scanner: &mut Scanner<'_>,
+        segment: &mut FoundSegment,
         summary: &[u8],
         facts: &LogFacts,
         void_from: u64,
@@ -244,10 +303,8 @@ impl Rebuild {
                 self.lose(self.expected, sequence - 1, accept_loss)?;
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
-            let intact = |walked: &crate::scan::WalkedSegment| {
-                walked.payload_is_intact(record.offset_blocks.get(), sums)
-            };
-            if sequence > facts.durable && !segment.walked.as_ref().is_none_or(intact) {
+            let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());
+            if sequence > facts.durable && !scanner.payload_is_intact(segment_use, offset, sums)? {
                 break;
             }
             if !is_first {
@@ -258,6 +315,8 @@ impl Rebuild {
                 self.accept_segment(segment, sequence);
             }
             is_first = false;
+            let first = segment.accepted.as_ref().map_or(sequence, |range| *range.start());
+            segment.accepted = Some(first..=sequence);
             self.epochs = epochs;
             let place = Cursor { segment_use: segment.segment_use, summary_at: at };
             self.replay_record(place, reader.position(), record, entries, sums)?;
@@ -298,6 +357,7 @@ impl Rebuild {
         let sequence = Sequence(record.sequence.get());
         let header = self.geometry.address(place.segment_use, record.offset_blocks.get());
         let end = header.plus(1 + u64::from(record.payload_blocks.get()));
+        self.end = end;
         let first = self.geometry.log_block(header) + 1;
         for (room, sum) in self.checksums[first..].iter_mut().zip(sums) {
             *room = sum.get();
@@ -328,7 +388,11 @@ impl Rebuild {
         payload: LogAddress,
         entry: &Entry,
     ) -> Result<(), OpenError> {
-        let Some(slot) = self.exports.slot_of(entry.layer.get()) else { return Ok(()) };
+        let layer = entry.layer.get();
+        if layer >= self.layers_known {
+            return Err(OpenError::ExportTableOld { layer });
+        }
+        let Some(slot) = self.exports.slot_of(layer) else { return Ok(()) };
         let (first, count) = (entry.block.get(), u64::from(entry.count.get()));
         let kind = entry.kind();
         let version = if kind.is_copy() { Sequence(entry.version.get()) } else { sequence };

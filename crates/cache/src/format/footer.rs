@@ -166,6 +166,22 @@ impl Footer {
         Ok(footer)
     }
 
+    /// Whether damaged bytes were a footer of this use, as far as a few wrong bits let one tell.
+    #[must_use]
+    pub fn resembles(room: &[u8], cache_uuid: &Uuid, segment_use: u64) -> bool {
+        let Ok((footer, _)) = Self::ref_from_prefix(room) else { return false };
+        let is_this_use = (footer.segment_use.get() ^ segment_use).count_ones() <= 1;
+        let is_footer = footer.magic.get() == MAGIC || footer.cache_uuid == *cache_uuid;
+        is_this_use && is_footer && expect_checksum(&room[..SUMMARY_OFFSET]).is_err()
+    }
+
+    /// Bytes of summary that the header in `room` names, if there is room for so many.
+    #[must_use]
+    pub fn summary_length(room: &[u8]) -> Option<usize> {
+        let length = Self::ref_from_prefix(room).ok()?.0.summary_bytes.get() as usize;
+        (SUMMARY_OFFSET + length <= room.len()).then_some(length)
+    }
+
     /// Checks the summary that belongs to this footer: checksum, order and bounds.
     ///
     /// # Errors

@@ -295,6 +295,20 @@ impl RecordHeader {
         <[U32]>::ref_from_bytes(&self.body[start..end]).expect("whole checksums")
     }
 
+    /// Whether a damaged block was a header at this place: at least two of the fields that say so
+    /// are right.
+    #[must_use]
+    pub fn resembles(block: &[u8], cache_uuid: &Uuid, device_offset: u64, nonce: u64) -> bool {
+        let Ok(header) = Self::ref_from_bytes(block) else { return false };
+        let right = [
+            header.magic.get() == MAGIC,
+            header.cache_uuid == *cache_uuid,
+            header.device_offset.get() == device_offset,
+            header.nonce.get() == nonce,
+        ];
+        right.iter().filter(|&&right| right).count() >= 2
+    }
+
     /// Reads a header block and checks it against where it was found.
     ///
     /// # Errors

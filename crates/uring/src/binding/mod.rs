@@ -9,6 +9,7 @@
 
 #![cfg_attr(test, allow(dead_code, reason = "napi's macros register nothing in tests"))]
 
+mod check;
 mod engine;
 mod error;
 mod options;
@@ -20,7 +21,7 @@ use napi::bindgen_prelude::{AsyncTask, BigInt, Function, Object};
 use napi_derive::napi;
 use options::{NativeOpenOptions, open_spec, whole_bigint};
 use results::{CounterLayout, Guard};
-use tasks::{DescribeTask, FormatTask, OpenTask};
+use tasks::{CheckTask, DescribeTask, FormatTask, OpenTask};
 
 /// Counts what the ring thread allocates after its start: it must stay 0.
 #[global_allocator]
@@ -47,6 +48,13 @@ pub fn format(path: String, segment_bytes: BigInt) -> napi::Result<AsyncTask<For
 #[napi]
 pub fn describe(path: String) -> AsyncTask<DescribeTask> {
     AsyncTask::new(DescribeTask { path: path.into() })
+}
+
+/// Reads everything that a cache holds and says what is not as it was written; writes nothing.
+/// Fails where it cannot be read, holds no cache, or somebody serves it.
+#[napi]
+pub fn check(path: String) -> AsyncTask<CheckTask> {
+    AsyncTask::new(CheckTask { path: path.into() })
 }
 
 /// Opens a cache and starts its ring. `bell` is called without data when events wait.

@@ -1,6 +1,7 @@
 //! Calls that block, as promises: `compute` runs on a thread of libuv's pool, `resolve` on
 //! JavaScript's.
 
+use super::check::CheckReport;
 use super::engine::{NativeEngine, Shared, forget};
 use super::error::sentence;
 use super::results::CacheDescription;
@@ -56,6 +57,26 @@ impl Task for DescribeTask {
 
     fn resolve(&mut self, _env: Env, output: Self::Output) -> Result<Self::JsValue> {
         Ok(output.map_or(Either::B(Null), |cache| Either::A(cache.into())))
+    }
+}
+
+/// `check`.
+pub struct CheckTask {
+    /// What to look at.
+    pub path: PathBuf,
+}
+
+#[napi]
+impl Task for CheckTask {
+    type Output = ringfence_cache::Report;
+    type JsValue = CheckReport;
+
+    fn compute(&mut self) -> Result<Self::Output> {
+        crate::check(&self.path).map_err(sentence)
+    }
+
+    fn resolve(&mut self, _env: Env, output: Self::Output) -> Result<Self::JsValue> {
+        Ok(output.into())
     }
 }
 
