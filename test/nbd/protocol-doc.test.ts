@@ -29,7 +29,7 @@ const files = new Map(
 const rules = [...rowsOf('rule'), ...rowsOf('way')];
 
 test('the tables are found', (t) => {
-  t.is(files.size, 11);
+  t.is(files.size, 12);
   t.true(rules.length > 60);
 });
 

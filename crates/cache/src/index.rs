@@ -19,6 +19,9 @@ pub enum Place {
     Stored(LogAddress),
     /// Zeroes, by an entry of the record whose header is at this address.
     Zero(LogAddress),
+    /// Lost: what a client wrote was damaged, as an entry of the record whose header is at this
+    /// address says (rule 25).
+    Bad(LogAddress),
 }
 
 /// An index entry: a place and two bits.
@@ -33,6 +36,7 @@ const KIND_SHIFT: u32 = 60;
 const KIND_STORED: u64 = 1;
 const KIND_ZERO: u64 = 2;
 const KIND_LEAF: u64 = 3;
+const KIND_BAD: u64 = 4;
 
 impl IndexEntry {
     /// Not in the cache.
@@ -48,6 +52,12 @@ impl IndexEntry {
     #[must_use]
     pub fn zero(header: LogAddress) -> Self {
         Self::pack(KIND_ZERO, header.0, true)
+    }
+
+    /// A block that was damaged, by an entry of the record at `header`.
+    #[must_use]
+    pub fn bad(header: LogAddress) -> Self {
+        Self::pack(KIND_BAD, header.0, true)
     }
 
     fn leaf(leaf: u32) -> Self {
@@ -78,6 +88,7 @@ impl IndexEntry {
             0 => Place::Missing,
             KIND_STORED => Place::Stored(LogAddress(self.value())),
             KIND_ZERO => Place::Zero(LogAddress(self.value())),
+            KIND_BAD => Place::Bad(LogAddress(self.value())),
             kind => unreachable!("kind {kind} of an index entry"),
         }
     }
@@ -100,10 +111,11 @@ impl IndexEntry {
         self.0 & !HIT_BIT == other.0 & !HIT_BIT
     }
 
-    /// Whether the origin lacks the block: a client wrote it above the watermark's address.
+    /// Whether the origin lacks the block: a client wrote it above the watermark's address. What
+    /// was lost it lacks for ever: it is never evicted (rule 25).
     #[must_use]
     pub const fn is_dirty(self, watermark_end: LogAddress) -> bool {
-        self.is_client_data() && self.value() >= watermark_end.0
+        self.is_client_data() && (self.value() >= watermark_end.0 || self.kind() == KIND_BAD)
     }
 
     const fn is_missing(self) -> bool {

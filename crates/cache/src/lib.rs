@@ -29,7 +29,8 @@ pub use config::{
 };
 pub use describe::{DescribedExport, Description, describe};
 pub use engine::{
-    Command, Control, Effect, Engine, Event, IoError, Notice, Recovery, Request, RequestError,
+    Command, Control, Effect, Engine, Event, IoError, Notice, Piece, PieceContent, Recovery,
+    Request, RequestError,
 };
 pub use error::{FormatError, OpenError};
 pub use layout::format;

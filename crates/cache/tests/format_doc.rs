@@ -254,6 +254,7 @@ fn the_kinds_of_entries_are_as_written() {
         (EntryKind::Reappend, "re-append"),
         (EntryKind::DirtyCopy, "dirty copy"),
         (EntryKind::DirtyZeroCopy, "dirty zero copy"),
+        (EntryKind::Bad, "bad"),
     ];
     let list: Vec<_> = kinds.map(|(kind, name)| format!("{} {name}", kind.code())).into();
     let sentence = format!("Kinds: {}.", list.join(", "));

@@ -3,8 +3,8 @@
 //! A trait, because the simulator itself is tested with small engines that have known defects.
 
 use ringfence_cache::{
-    Config, Effect, Event, ExportOptions, FormatOptions, Now, OpenError, OpenedExport, Reserve,
-    ReservePlan, Storage,
+    Config, Effect, Event, ExportOptions, FormatOptions, Now, OpenError, OpenedExport, Piece,
+    Reserve, ReservePlan, Storage, Ticket,
 };
 
 /// An engine under test.
@@ -36,6 +36,12 @@ pub trait Core: Sized {
 
     /// The next effect of the last step.
     fn next_effect(&mut self) -> Option<Effect>;
+
+    /// The next part of a read that is ready; see [`Effect::Pieces`]. An engine that never says
+    /// so has none.
+    fn next_piece(&mut self, _ticket: Ticket) -> Option<Piece> {
+        None
+    }
 
     /// When [`Event::EndOfTurn`] is due even if nothing happens.
     fn deadline_ns(&self) -> Option<u64>;

@@ -282,6 +282,7 @@ impl<C: Core> Life<C> {
             }
             Effect::OriginFlush { io, export } => self.origin_flush(world, io, export),
             Effect::Consumed { ticket } => self.consumed(world, ticket),
+            Effect::Pieces { ticket } => self.pieces_ready(world, ticket),
             Effect::Complete { ticket, result } => self.complete(world, ticket, result),
             Effect::ControlDone { token, result } => self.control_done(world, token, result),
             Effect::Notice(notice) => {

@@ -3,7 +3,7 @@
 use crate::core::Core;
 use ringfence_cache::{
     Config, Effect, Engine, Event, ExportOptions, FormatOptions, Now, OpenError, OpenedExport,
-    Reserve, ReservePlan, Storage,
+    Piece, Reserve, ReservePlan, Storage, Ticket,
 };
 
 impl Core for Engine {
@@ -33,6 +33,10 @@ impl Core for Engine {
 
     fn next_effect(&mut self) -> Option<Effect> {
         self.next_effect()
+    }
+
+    fn next_piece(&mut self, ticket: Ticket) -> Option<Piece> {
+        Self::next_piece(self, ticket)
     }
 
     fn deadline_ns(&self) -> Option<u64> {

@@ -10,7 +10,9 @@ use crate::violation::{Kind, Violation};
 use crate::world::World;
 use ringfence_cache::limits::STEP_BYTES_MAX;
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
-use ringfence_cache::{Buffer, Command, Control, Event, Mode, Request, RequestError, Ticket};
+use ringfence_cache::{
+    Buffer, Command, Control, Event, Mode, Piece, PieceContent, Request, RequestError, Ticket,
+};
 
 /// Room for the largest step at any alignment.
 pub(crate) const RECEIVE_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
@@ -28,6 +30,25 @@ pub(crate) struct PendingRequest {
     consumed: bool,
     /// Who waits for the answer, if it is one of the world's clients.
     client: Option<u32>,
+    /// Whether a read takes parts of its answer.
+    in_pieces: bool,
+    /// The parts told of so far, and what the buffer held then.
+    told: Vec<(Piece, Vec<u8>)>,
+}
+
+impl PendingRequest {
+    fn new(wish: Wish, purpose: Purpose, buffer: Buffer, in_pieces: bool) -> Self {
+        let (consumed, client, told) = (false, None, Vec::new());
+        Self { wish, purpose, buffer, consumed, client, in_pieces, told }
+    }
+
+    /// Whether a block of a read was told to be unreadable.
+    fn has_failed(&self, block: u32) -> bool {
+        self.told.iter().any(|(piece, _)| {
+            let is_failed = matches!(piece.content, PieceContent::Failed(_));
+            is_failed && (piece.first..piece.first + piece.blocks).contains(&block)
+        })
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -87,8 +108,10 @@ impl<C: Core> Life<C> {
             let bytes = self.core.reserve().bytes_mut(buffer);
             content::fill(bytes, wish.export, wish.offset, id);
         }
-        let request = PendingRequest { wish, purpose, buffer, consumed: false, client };
-        self.send(world, ticket, request)
+        // Simple replies and those that must not be split are whole.
+        let in_pieces = !ticket.is_multiple_of(3);
+        let request = PendingRequest::new(wish, purpose, buffer, in_pieces);
+        self.send(world, ticket, PendingRequest { client, ..request })
     }
 
     /// Submits a read whose values go into `world.contents`.
@@ -99,9 +122,7 @@ impl<C: Core> Life<C> {
         wish: Wish,
     ) -> Result<(), Violation> {
         let buffer = self.request_buffer(world, ticket, &wish);
-        let purpose = Purpose::Verify;
-        let request = PendingRequest { wish, purpose, buffer, consumed: false, client: None };
-        self.send(world, ticket, request)
+        self.send(world, ticket, PendingRequest::new(wish, Purpose::Verify, buffer, true))
     }
 
     /// A client goes away: nobody hears the answers to what it has in flight, nobody sees what it
@@ -156,7 +177,7 @@ impl<C: Core> Life<C> {
         let Wish { export, kind, offset, length } = request.wish;
         let buffer = request.buffer;
         let command = match kind {
-            WishKind::Read => Command::Read { buffer },
+            WishKind::Read => Command::Read { buffer, in_pieces: request.in_pieces },
             WishKind::Write { fua } => Command::Write { buffer, fua },
             WishKind::Zeroes { fua } => {
                 Command::WriteZeroes { fua, no_hole: ticket.is_multiple_of(2) }
@@ -194,6 +215,72 @@ impl<C: Core> Life<C> {
         Ok(())
     }
 
+    /// Parts of a read are ready.
+    pub(crate) fn pieces_ready(
+        &mut self,
+        world: &mut World,
+        ticket: Ticket,
+    ) -> Result<(), Violation> {
+        let contract = |detail: String| Err(Violation::new(Kind::Contract, detail));
+        while let Some(piece) = self.core.next_piece(ticket) {
+            let pending = self.requests.get_mut(ticket.0 as usize).and_then(Option::as_mut);
+            let Some(request) = pending.filter(|request| request.in_pieces) else {
+                return contract(format!("{ticket:?} is no read in pieces"));
+            };
+            let end = piece.first + piece.blocks;
+            let overlaps = |(told, _): &(Piece, Vec<u8>)| {
+                told.first < end && piece.first < told.first + told.blocks
+            };
+            let block = BLOCK_BYTES as u32;
+            if piece.blocks == 0
+                || end * block > request.buffer.length
+                || request.told.iter().any(overlaps)
+            {
+                return contract(format!("{ticket:?}: {piece:?} beside {:?}", request.told));
+            }
+            let part = request.buffer.part(piece.first * block, piece.blocks * block);
+            if piece.content == PieceContent::Zeroes {
+                // As a client fills in a hole.
+                self.core.reserve().bytes_mut(part).fill(0);
+            }
+            request.told.push((piece, self.core.reserve().bytes(part).to_vec()));
+            let key = u64::from(piece.first) << 20 | u64::from(piece.blocks) << 40;
+            world.trace.mix(u64::from(ticket.0) << 8 | 5 | key);
+            world.trace.line(world.now_ns, || format!("ticket {}: {piece:?}", ticket.0));
+        }
+        Ok(())
+    }
+
+    /// What was told of a read is all of it and stays as it was, and an error says which blocks.
+    fn check_pieces(
+        &mut self,
+        request: &PendingRequest,
+        result: Result<(), RequestError>,
+    ) -> Result<(), Violation> {
+        if request.told.is_empty() {
+            return Ok(());
+        }
+        let mut blocks = 0;
+        for (at, (piece, then)) in request.told.iter().enumerate() {
+            let block = BLOCK_BYTES as u32;
+            blocks += piece.blocks;
+            let part = request.buffer.part(piece.first * block, piece.blocks * block);
+            let changed = self.core.reserve().bytes(part) != then;
+            if changed || piece.last != (at + 1 == request.told.len()) {
+                let detail = format!("{piece:?} changed: {changed}, or is not the last");
+                return Err(Violation::new(Kind::Contract, detail));
+            }
+        }
+        let failed = (0..blocks).any(|block| request.has_failed(block));
+        if u64::from(blocks) * BLOCK_BYTES_U64 != u64::from(request.buffer.length)
+            || failed != result.is_err()
+        {
+            let detail = format!("{result:?} after {blocks} blocks of {:?}", request.wish);
+            return Err(Violation::new(Kind::Contract, detail));
+        }
+        Ok(())
+    }
+
     /// A request has ended.
     pub(crate) fn complete(
         &mut self,
@@ -208,6 +295,7 @@ impl<C: Core> Life<C> {
         if matches!(request.wish.kind, WishKind::Write { .. }) && !request.consumed {
             return Err(Violation::new(Kind::Contract, format!("{ticket:?} was not consumed")));
         }
+        self.check_pieces(&request, result)?;
         self.tickets.push(ticket.0);
         world.trace.mix(u64::from(ticket.0) << 8 | 3 | u64::from(result.is_err()) << 40);
         let judged = match result {
@@ -227,16 +315,14 @@ impl<C: Core> Life<C> {
             Purpose::Nothing => Ok(()),
             Purpose::Read(token) => {
                 let values = self.read_values(world, request)?;
-                let first_unit = usize::try_from(wish.offset / world.scenario.unit_bytes);
-                let first_unit = first_unit.expect("a small export");
+                let first_unit = first_unit(world, wish);
                 world.checker.answer_read(token, wish.export, first_unit, &values)
             }
             Purpose::Verify => {
                 let values = self.read_values(world, request)?;
-                let first_unit = usize::try_from(wish.offset / world.scenario.unit_bytes);
+                let first_unit = first_unit(world, wish);
                 let contents = &mut world.contents[usize::from(wish.export)];
-                contents[first_unit.expect("a small export")..][..values.len()]
-                    .copy_from_slice(&values);
+                contents[first_unit..][..values.len()].copy_from_slice(&values);
                 Ok(())
             }
             Purpose::Change(id) => {
@@ -284,7 +370,14 @@ impl<C: Core> Life<C> {
         let data = request.buffer.part(skip, u32::try_from(length).expect("a step"));
         let unit_bytes = world.scenario.unit_bytes;
         let bytes = self.core.reserve().bytes(data);
-        let values: Vec<_> = content::identify_units(bytes, export, offset, unit_bytes).collect();
+        let mut values: Vec<_> =
+            content::identify_units(bytes, export, offset, unit_bytes).collect();
+        for (value, at) in values.iter_mut().zip(0..) {
+            let block = (offset % BLOCK_BYTES_U64 + at * unit_bytes) / BLOCK_BYTES_U64;
+            if request.has_failed(u32::try_from(block).expect("a step")) {
+                *value = content::UNREADABLE;
+            }
+        }
         if let Some(at) = values.iter().position(|value| *value == content::GARBAGE) {
             let unit_bytes = usize::try_from(unit_bytes).expect("a small unit");
             let (exports, cells) = world.content_limits();
@@ -298,14 +391,46 @@ impl<C: Core> Life<C> {
         Ok(values)
     }
 
+    /// What could be read of a read that failed in part is judged like any other read.
+    fn judge_parts(
+        &mut self,
+        world: &mut World,
+        request: &PendingRequest,
+    ) -> Result<(), Violation> {
+        let wish = &request.wish;
+        let values = self.read_values(world, request)?;
+        let mut unit = first_unit(world, wish);
+        for part in values
+            .chunk_by(|one, other| (*one == content::UNREADABLE) == (*other == content::UNREADABLE))
+        {
+            match request.purpose {
+                _ if part[0] == content::UNREADABLE => {}
+                Purpose::Read(token) => {
+                    world.checker.answer_part(token, wish.export, unit, part)?;
+                }
+                Purpose::Verify => {
+                    let contents = &mut world.contents[usize::from(wish.export)];
+                    contents[unit..][..part.len()].copy_from_slice(part);
+                }
+                // Its client has gone.
+                _ => {}
+            }
+            unit += part.len();
+        }
+        Ok(())
+    }
+
     fn judge_error(
-        &self,
+        &mut self,
         world: &mut World,
         request: &PendingRequest,
         error: RequestError,
     ) -> Result<(), Violation> {
         if let Purpose::Read(token) = request.purpose {
             world.checker.fail_read(token);
+        }
+        if !request.told.is_empty() {
+            self.judge_parts(world, request)?;
         }
         world.tally.errors += 1;
         let explained = world.excused && matches!(error, RequestError::Io | RequestError::NoSpace);
@@ -355,8 +480,13 @@ impl<C: Core> Life<C> {
                     }
                 }
             }
-            Control::SetDestage { .. } => {}
+            Control::SetDestage { .. } | Control::AcceptLoss(_) => {}
         }
         Ok(())
     }
+}
+
+/// The first unit of a range.
+fn first_unit(world: &World, wish: &Wish) -> usize {
+    usize::try_from(wish.offset / world.scenario.unit_bytes).expect("a small export")
 }

@@ -55,8 +55,20 @@ pub struct Long {
     pub no_hole: bool,
     /// Whether a simple reply's header went out: an error can no longer be told.
     pub answered: bool,
+    /// Whether the rest is not begun, after an error.
+    pub cut: bool,
+    /// Whether the last chunk was pushed.
+    pub ended: bool,
     /// When it was decoded.
     pub started_ns: u64,
+}
+
+impl Long {
+    /// Whether the only step in the engine is the last one of all.
+    #[must_use]
+    pub const fn is_last_step(&self) -> bool {
+        self.remaining == 0 && self.outstanding == 1
+    }
 }
 
 /// What is asked for when the handshake's last bytes are out.

@@ -1,6 +1,6 @@
 //! What the ring runs: the engine, or in tests something simpler with the same contract.
 
-use ringfence_cache::{Effect, Engine, Event, Now, Reserve};
+use ringfence_cache::{Effect, Engine, Event, Now, Piece, Reserve, Ticket};
 
 /// A state machine with the engine's contract; see [`ringfence_cache::Event`] and
 /// [`ringfence_cache::Effect`].
@@ -11,6 +11,8 @@ pub trait Core {
     fn step(&mut self, event: Event, now: Now);
     /// The next thing to do, in order. Emptied before the next step.
     fn next_effect(&mut self) -> Option<Effect>;
+    /// The next part of a read that is ready; see [`Effect::Pieces`].
+    fn next_piece(&mut self, ticket: Ticket) -> Option<Piece>;
     /// When [`Event::EndOfTurn`] is due even if nothing happens.
     fn deadline_ns(&self) -> Option<u64>;
 }
@@ -26,6 +28,10 @@ impl Core for Engine {
 
     fn next_effect(&mut self) -> Option<Effect> {
         Self::next_effect(self)
+    }
+
+    fn next_piece(&mut self, ticket: Ticket) -> Option<Piece> {
+        Self::next_piece(self, ticket)
     }
 
     fn deadline_ns(&self) -> Option<u64> {

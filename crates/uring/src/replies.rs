@@ -1,14 +1,20 @@
 //! Replies on their way out: one batch is sent while the next one gathers.
 
-use crate::window::Run;
-use ringfence_wire::layout::HOLE_CHUNK_BYTES;
+use crate::window::{FRAMES, Run};
+use ringfence_wire::layout::ERROR_OFFSET_CHUNK_BYTES;
 
 /// Replies of a batch, and so the most requests of a connection in flight: the deepest queue
 /// that clients use.
 pub const REPLIES_MAX: usize = 128;
-/// Each reply is a header and perhaps data.
-const PIECES_MAX: usize = REPLIES_MAX * 2;
-const HEADER_BYTES: usize = REPLIES_MAX * HOLE_CHUNK_BYTES;
+/// Chunks of a batch, beside replies that are no chunks: each stands for a frame at least, and the
+/// frames come back when the batch is out.
+const CHUNKS_MAX: usize = REPLIES_MAX + FRAMES;
+/// Each is a header and perhaps data.
+const PIECES_MAX: usize = CHUNKS_MAX * 2;
+/// The longest header of all.
+const HEADER_BYTES: usize = CHUNKS_MAX * ERROR_OFFSET_CHUNK_BYTES;
+/// Pieces that the kernel takes at a time (`UIO_MAXIOV`).
+const MESSAGE_PIECES_MAX: usize = 1024;
 
 /// One `sendmsg`'s worth of replies. Boxed at start and never moved: the kernel reads from it.
 struct Batch {
@@ -58,7 +64,7 @@ impl Batch {
         self.piece_count += 1;
     }
 
-    fn push(&mut self, header: &[u8], data: Option<(*mut u8, u32, Run)>) {
+    fn push(&mut self, header: &[u8], data: Option<(*mut u8, u32)>, run: Option<Run>) {
         self.replies += 1;
         let at = self.header_bytes;
         self.headers[at..at + header.len()].copy_from_slice(header);
@@ -72,9 +78,11 @@ impl Batch {
             }
             self.ends_with_header = true;
         }
-        if let Some((base, length, run)) = data {
+        if let Some((base, length)) = data {
             self.push_piece(base, length as usize);
             self.ends_with_header = false;
+        }
+        if let Some(run) = run {
             self.runs[self.run_count] = run;
             self.run_count += 1;
         }
@@ -82,7 +90,7 @@ impl Batch {
 
     fn prepare(&mut self) -> *const libc::msghdr {
         self.message.msg_iov = self.pieces[self.first_unsent..].as_mut_ptr();
-        self.message.msg_iovlen = self.piece_count - self.first_unsent;
+        self.message.msg_iovlen = (self.piece_count - self.first_unsent).min(MESSAGE_PIECES_MAX);
         &raw const *self.message
     }
 
@@ -149,7 +157,17 @@ impl Replies {
     /// When there are [`REPLIES_MAX`] already: requests in flight and replies together never
     /// exceed that.
     pub fn push(&mut self, header: &[u8], data: Option<(*mut u8, u32, Run)>) {
-        self.gathering.push(header, data);
+        let run = data.map(|(_, _, run)| run);
+        self.gathering.push(header, data.map(|(base, length, _)| (base, length)), run);
+    }
+
+    /// Adds a chunk of a reply that goes out in pieces: a header, data that lies in the read's run,
+    /// and with the last chunk the run itself, which comes back when that is out.
+    ///
+    /// # Panics
+    /// When there are more chunks than frames: each stands for one at least.
+    pub fn push_chunk(&mut self, header: &[u8], data: Option<(*mut u8, u32)>, run: Option<Run>) {
+        self.gathering.push(header, data, run);
     }
 
     /// The message to send, if there is one and none is in flight.
@@ -224,5 +242,29 @@ mod tests {
         assert_eq!(replies.sent_runs().len(), 1);
         let message = replies.start().expect("the next batch");
         assert_eq!(read_out(message), [b"next".to_vec()]);
+    }
+
+    #[test]
+    fn a_batch_holds_a_chunk_per_frame_beside_other_replies() {
+        let mut replies = Replies::new();
+        let mut data = *b"d";
+        for _ in 0..super::FRAMES {
+            let header = [7; super::ERROR_OFFSET_CHUNK_BYTES];
+            replies.push_chunk(&header, Some((data.as_mut_ptr(), 1)), None);
+        }
+        for _ in 0..super::REPLIES_MAX {
+            replies.push(b"a simple reply..", None);
+        }
+        let mut message = replies.start();
+        let (mut bytes, mut messages) = (0, 0);
+        while let Some(part) = message {
+            let length: usize = read_out(part).iter().map(Vec::len).sum();
+            bytes += length;
+            messages += 1;
+            message = replies.sent(length);
+        }
+        let chunk_bytes = super::ERROR_OFFSET_CHUNK_BYTES + 1;
+        assert_eq!(bytes, super::FRAMES * chunk_bytes + super::REPLIES_MAX * 16);
+        assert_eq!(messages, 2, "the kernel takes 1024 pieces at a time");
     }
 }

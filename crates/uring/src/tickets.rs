@@ -24,6 +24,10 @@ pub struct Step {
     pub held: u32,
     /// Frames of a read.
     pub run: Run,
+    /// Whether the read is answered piece by piece.
+    pub in_pieces: bool,
+    /// Whether some of these pieces could be read.
+    pub has_content: bool,
     /// When it was decoded.
     pub started_ns: u64,
 }

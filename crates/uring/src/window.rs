@@ -12,7 +12,7 @@ pub const REPLY_BYTES: u32 = 2 << 20;
 /// All that a connection holds.
 pub const CONNECTION_BYTES: u64 = (RECEIVE_BYTES + REPLY_BYTES) as u64;
 /// Frames of the reply window.
-const FRAMES: usize = REPLY_BYTES as usize / BLOCK_BYTES;
+pub const FRAMES: usize = REPLY_BYTES as usize / BLOCK_BYTES;
 const WORDS: usize = FRAMES / 64;
 
 const _: () = assert!(RECEIVE_BYTES.is_multiple_of(BLOCK_BYTES as u32));

@@ -18,6 +18,8 @@ pub enum Command {
     Read {
         /// Where the blocks go.
         buffer: Buffer,
+        /// Whether the caller takes parts of the answer as they come, by [`Effect::Pieces`].
+        in_pieces: bool,
     },
     /// Store the bytes of `buffer` (exactly `length`, any alignment). The buffer must stay as it
     /// is until [`Effect::Consumed`].
@@ -80,8 +82,13 @@ pub enum Control {
     /// Everything answered is durable on the cache device.
     Flush,
     /// Everything dirty of the export (of all, for `None`) is on its origin, the origin has been
-    /// flushed, and the watermark that says so is durable. Waits for what is dirty when asked.
+    /// flushed, and the watermark that says so is durable. Waits for what is dirty when asked;
+    /// fails where destage stands still before damage.
     Drain(Option<ExportSlot>),
+    /// What is damaged and keeps an export's destage from going on is given up: destage passes
+    /// over it, and the blocks stay unreadable until they are overwritten (rule 25). Answered at
+    /// once; nothing happens to an export that is not damaged.
+    AcceptLoss(ExportSlot),
     /// A last flush with the watermarks in it; nothing is appended afterwards.
     Stop,
     /// Stop or resume destaging an export (its origin was changed under us, an operator asked).
@@ -192,7 +199,15 @@ pub enum Effect {
         /// The write.
         ticket: Ticket,
     },
-    /// A request has ended; its ticket is free.
+    /// Parts of a read are ready: [`Engine::next_piece`](crate::Engine::next_piece) gives them,
+    /// and must be emptied before the next effect is taken. Only for reads that asked for it; one
+    /// that has all its data at once, none of it a hole, just completes.
+    Pieces {
+        /// The read.
+        ticket: Ticket,
+    },
+    /// A request has ended; its ticket is free. Of a read in pieces every block has been told of
+    /// by then, or none and all of them are in its buffer.
     Complete {
         /// The request.
         ticket: Ticket,
@@ -208,6 +223,31 @@ pub enum Effect {
     },
     /// Something an operator should know.
     Notice(Notice),
+}
+
+/// A part of a read that is ready before the whole is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Its first block, counted from the first block that the read touches.
+    pub first: u32,
+    /// How many.
+    pub blocks: u32,
+    /// What they hold.
+    pub content: PieceContent,
+    /// Whether it is the read's last.
+    pub last: bool,
+}
+
+/// What a piece holds. No block comes in two pieces, and a buffer's part that was told of stays
+/// as it is until the caller gives it away again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PieceContent {
+    /// What the read's buffer has there.
+    Data,
+    /// Zeroes; the buffer has anything.
+    Zeroes,
+    /// Nothing: these blocks cannot be read.
+    Failed(RequestError),
 }
 
 /// Why an I/O failed, as far as the engine tells failures apart.
@@ -270,7 +310,7 @@ pub enum Notice {
         /// Whether the origin lacks it: then it is lost; otherwise it is fetched again.
         dirty: bool,
     },
-    /// Destaging stopped before a damaged dirty block (`strict` order).
+    /// Destaging stands still before a damaged dirty block.
     DestageDamaged {
         /// Whose data.
         export: ExportSlot,

@@ -77,6 +77,7 @@ impl Engine {
                 address: header.plus(1 + payload_before + offset),
                 version,
                 intact: true,
+                unread: false,
                 dirty: Some((ordinal, epoch)),
             });
             self.reclaim.block += 1;
@@ -90,6 +91,10 @@ impl Engine {
 
     /// Appends the dirty blocks that were read, run by run.
     pub(super) fn append_carried(&mut self) {
+        if self.reclaim.survivors.iter().any(|survivor| survivor.unread) {
+            // There is no other copy: what could not be read now is not given up.
+            return self.rewind_reclaim();
+        }
         let mut first = 0;
         while first < self.reclaim.survivors.len() {
             let survivor = self.reclaim.survivors[first];

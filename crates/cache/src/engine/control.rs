@@ -39,6 +39,10 @@ impl Engine {
                 let exports = self.start_drain(slot);
                 Until::Drained { exports, sequence: newest }
             }
+            Control::AcceptLoss(slot) => {
+                self.exports.get_mut(slot).accept_loss();
+                return self.emit(Effect::ControlDone { token, result: Ok(()) });
+            }
             Control::Stop => {
                 self.stopping = true;
                 Until::Stopped
@@ -95,6 +99,9 @@ impl Engine {
         for slot in self.exports.in_use().filter(|slot| exports & slot.bit() != 0) {
             let export = self.exports.get(slot);
             let on_origin = export.watermark >= export.newest_dirty.min(sequence);
+            if !on_origin && export.damaged && !export.tries_again {
+                return Some(Err(RequestError::Io));
+            }
             if on_origin && !export.watermark_is_durable(durable) {
                 self.log.want_record(export.watermark_record());
             }

@@ -94,8 +94,14 @@ pub struct Export {
     pub destage_target: Sequence,
     /// Whether destage may run at all.
     pub destage_enabled: bool,
-    /// Whether strict destage stopped before damage (rule 25).
+    /// Whether destage stands still before damage (rule 25).
     pub damaged: bool,
+    /// Whether destage tries again by itself: the device may read later what it cannot read now.
+    pub tries_again: bool,
+    /// The newest version that destage stands still before.
+    pub damaged_up_to: Sequence,
+    /// An operator has accepted the loss of what is damaged up to this version.
+    pub loss_accepted: Sequence,
     /// Whether a destager works on it.
     pub destaging: bool,
     /// Everything up to here was written to the origin, flushed or not.
@@ -149,6 +155,9 @@ impl Export {
             self.watermark = sequence;
             self.watermark_record = None;
         }
+        if sequence >= self.damaged_up_to {
+            self.damaged = false;
+        }
         self.watermark_end = end;
         self.watermark_cursor = cursor;
         if !self.is_dirty() {
@@ -188,6 +197,14 @@ impl Export {
     pub fn epoch_deadline_ns(&self, age_ns: u64) -> Option<u64> {
         let can_end = self.epoch_has_entries && !self.epoch_ends;
         can_end.then(|| self.epoch_since_ns.saturating_add(age_ns))
+    }
+
+    /// Destage passes over what is damaged so far, and goes on.
+    pub fn accept_loss(&mut self) {
+        if self.damaged {
+            self.loss_accepted = self.loss_accepted.max(self.damaged_up_to);
+            self.damaged = false;
+        }
     }
 
     /// The origin answered.
@@ -236,6 +253,9 @@ impl Export {
             destage_target: Sequence(0),
             destage_enabled: true,
             damaged: false,
+            tries_again: false,
+            damaged_up_to: Sequence(0),
+            loss_accepted: Sequence(0),
             destaging: false,
             origin_written: Sequence(0),
             origin_up: true,

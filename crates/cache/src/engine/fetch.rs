@@ -206,7 +206,7 @@ impl Engine {
                     let bytes = u64::from(waiter.wanted.count_ones()) * BLOCK_BYTES_U64;
                     self.counters.add_export(export, ExportCounter::MissBytes, bytes);
                 }
-                self.read_piece_done(waiter.ticket);
+                self.read_window_done(waiter.ticket, window, waiter.wanted, error);
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::Engine;
 use super::api::{Effect, IoError, RequestError};
+use super::damage::Verdict;
 use super::fetch::{LinkTarget, window_of};
 use super::step::OpState;
 use super::tables::IoOwner;
@@ -25,6 +26,8 @@ struct MergeBlock {
     /// The index entry when the block was asked for: what was read counts only while it stands.
     seen: IndexEntry,
     ready: bool,
+    /// Whether it was damaged the first time that it was read.
+    again: bool,
 }
 
 /// Where the present content of a block is.
@@ -34,6 +37,8 @@ enum Source {
     /// In the log, but not in memory.
     Device(LogAddress),
     Origin,
+    /// Nowhere: it was damaged (rule 25).
+    Lost,
 }
 
 impl Engine {
@@ -54,6 +59,7 @@ impl Engine {
         match entry.place() {
             Place::Zero(_) => Source::Zeroes,
             Place::Missing => Source::Origin,
+            Place::Bad(_) => Source::Lost,
             Place::Stored(address) => {
                 self.log.resident(address).map_or(Source::Device(address), Source::Frame)
             }
@@ -72,7 +78,9 @@ impl Engine {
         match self.partial_source(ticket, slot, which, block) {
             Source::Zeroes => self.reserve.bytes_mut(frame).fill(0),
             Source::Frame(source) => self.reserve.copy(source, frame),
-            Source::Device(_) | Source::Origin => unreachable!("partial blocks were made ready"),
+            Source::Device(_) | Source::Origin | Source::Lost => {
+                unreachable!("partial blocks were made ready")
+            }
         }
     }
 
@@ -91,6 +99,12 @@ impl Engine {
                 Source::Device(_) => device += 1,
                 Source::Origin => origin += 1,
                 Source::Zeroes | Source::Frame(_) => {}
+                Source::Lost => {
+                    // A part cannot make the whole good.
+                    self.release_merge(ticket);
+                    self.finish_write(ticket, Err(RequestError::Io));
+                    return false;
+                }
             }
         }
         if device + origin == 0 {
@@ -121,13 +135,13 @@ impl Engine {
         for (which, block) in plan.partial().into_iter().enumerate() {
             let Some(block) = block else { continue };
             let source = self.partial_source(ticket, slot, which, block);
-            if matches!(source, Source::Zeroes | Source::Frame(_)) {
+            if matches!(source, Source::Zeroes | Source::Frame(_) | Source::Lost) {
                 continue;
             }
             self.ops[ticket.0 as usize].pending += 1;
             let seen = self.index.get(slot, block);
             self.merges.get_mut(merge).blocks[which] =
-                Some(MergeBlock { block, seen, ready: false });
+                Some(MergeBlock { block, seen, ready: false, again: false });
             if let Source::Device(address) = source {
                 let owner = IoOwner::MergeRead { merge, which: which as u8 };
                 self.device_read(owner, address, self.merge_frame(merge, which));
@@ -164,11 +178,18 @@ impl Engine {
             unreachable!("only stored blocks are read from the device");
         };
         self.unpin(address);
-        let intact = result.is_ok() && self.log.verify(address, self.reserve.bytes(frame));
-        if intact {
+        let Some(damage) = self.damage_of(address, frame, result) else {
             self.merge_block_ready(merge, which);
-        } else if self.forget_bad_block(slot, read.block, address).is_err() {
-            self.ops[ticket.0 as usize].error = Some(RequestError::Io);
+            return self.merge_piece_done(ticket);
+        };
+        match self.judge_damage(slot, read.block, address, damage, read.again) {
+            Verdict::StartOver => {}
+            Verdict::LookAgain => {
+                let block = self.merges.get_mut(merge).blocks[usize::from(which)].as_mut();
+                block.expect("a block was asked").again = true;
+                return self.device_read(IoOwner::MergeRead { merge, which }, address, frame);
+            }
+            Verdict::Lost => self.ops[ticket.0 as usize].error = Some(RequestError::Io),
         }
         self.merge_piece_done(ticket);
     }

@@ -1,19 +1,21 @@
 //! The engine: a state machine, `step(event, now) → effects`.
 //!
 //! One file per duty: [`write`](self) appends what clients write, `read` answers from log and
-//! origin, `fetch` brings misses in, `merge` completes partial blocks, `log` is the append stream,
+//! origin, `pieces` as parts of it arrive, `fetch` brings misses in, `merge` completes partial blocks, `log` is the append stream,
 //! `durability` flushes, `destage` carries dirty data to origins, `reclaim` makes segments free.
 
 mod api;
 mod carried;
 mod carry;
 mod control;
+mod damage;
 mod destage;
 mod durability;
 mod exports;
 mod fetch;
 mod log;
 mod merge;
+mod pieces;
 mod read;
 mod reclaim;
 mod recovery;
@@ -22,7 +24,9 @@ mod superblock;
 mod tables;
 mod write;
 
-pub use api::{Command, Control, Effect, Event, IoError, Notice, Request, RequestError};
+pub use api::{
+    Command, Control, Effect, Event, IoError, Notice, Piece, PieceContent, Request, RequestError,
+};
 pub use recovery::Recovery;
 pub(crate) use recovery::{Survey, survey};
 
@@ -42,6 +46,7 @@ use exports::Exports;
 use fetch::{Fetch, WaitLink};
 use log::Log;
 use merge::Merge;
+use pieces::ReadProgress;
 use reclaim::Reclaim;
 use std::sync::Arc;
 use step::Op;
@@ -63,6 +68,12 @@ pub struct Engine {
     index: Index,
     exports: Exports,
     ops: Box<[Op]>,
+    /// Per ticket: how far a read has come.
+    reads: Box<[ReadProgress]>,
+    /// Reads that may have something to tell at the end of the turn.
+    telling: Vec<Ticket>,
+    /// Per ticket: whether it is among them.
+    is_telling: Box<[bool]>,
     links: TicketLinks,
     ios: IoTable,
     merges: Slots<Merge>,

@@ -1,13 +1,15 @@
 //! Reads: a snapshot of the index, split into pieces: in memory, on the device, zero, missing.
 
-use super::api::{Command, Effect, IoError, Notice, RequestError};
+use super::api::{Command, IoError, RequestError};
+use super::damage::{Damage, Verdict};
 use super::fetch::{LinkTarget, WINDOW_BLOCKS, window_of};
+use super::pieces::{HOLE_BLOCKS_MIN, ReadProgress};
 use super::step::{OpState, Span};
 use super::tables::IoOwner;
 use super::{Engine, blocks_of};
 use crate::counters::{Counter, ExportCounter};
 use crate::geometry::LogAddress;
-use crate::index::{IndexEntry, Place};
+use crate::index::Place;
 use crate::limits::STEP_BLOCKS_MAX;
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, Buffer, ExportSlot, Ticket};
 
@@ -25,12 +27,24 @@ struct DeviceRun {
     address: LogAddress,
 }
 
+/// Neighbouring blocks of a step that are zeroes.
+#[derive(Clone, Copy)]
+struct ZeroRun {
+    first: u32,
+    blocks: u32,
+}
+
 impl Engine {
     /// The blocks of a read and the buffer that they go to.
     pub(super) fn read_target(&self, ticket: Ticket) -> (Span, Buffer) {
         let request = self.ops[ticket.0 as usize].request();
-        let Command::Read { buffer } = request.command else { unreachable!("a read") };
+        let Command::Read { buffer, .. } = request.command else { unreachable!("a read") };
         (Span::of(&request), buffer)
+    }
+
+    /// How far a read has come.
+    fn progress(&mut self, ticket: Ticket) -> &mut ReadProgress {
+        &mut self.reads[ticket.0 as usize]
     }
 
     /// Answers a read, or starts all the I/O that it needs in one go (rule 29).
@@ -42,22 +56,26 @@ impl Engine {
             self.links.push(&mut self.fetch_waiters, ticket);
             return;
         }
-        self.ops[ticket.0 as usize].state = OpState::Reading;
-        // One piece more than there is, so that nothing ends before all has started.
-        self.ops[ticket.0 as usize].pending = 1;
+        self.begin_progress(ticket, span);
         let mut missing: MissingWindows = [0; WINDOWS_MAX];
         let mut run: Option<DeviceRun> = None;
+        let mut zeroes: Option<ZeroRun> = None;
         let mut hit_blocks = 0;
         for offset in 0..span.blocks {
             let block = span.first + u64::from(offset);
-            match self.index.get(slot, block).place() {
+            let place = self.index.get(slot, block).place();
+            hit_blocks += u64::from(matches!(place, Place::Stored(_) | Place::Zero(_)));
+            match place {
                 Place::Zero(_) => {
-                    hit_blocks += 1;
-                    self.reserve.bytes_mut(blocks_of(buffer, offset, 1)).fill(0);
+                    let run = zeroes.get_or_insert(ZeroRun { first: offset, blocks: 0 });
+                    run.blocks += 1;
+                    continue;
                 }
-                Place::Missing => note_missing(&mut missing, span, block),
+                Place::Missing => {
+                    note_missing(&mut missing, span, block);
+                    self.progress(ticket).expect(offset, 1);
+                }
                 Place::Stored(address) => {
-                    hit_blocks += 1;
                     self.index.mark_hit(slot, block);
                     if let Some(frame) = self.log.resident(address) {
                         self.reserve.copy(frame, blocks_of(buffer, offset, 1));
@@ -65,14 +83,39 @@ impl Engine {
                         run = self.extend_run(ticket, buffer, run, offset, address);
                     }
                 }
+                Place::Bad(_) => self.progress(ticket).fail(offset, 1, RequestError::Io),
             }
+            self.end_zeroes(ticket, buffer, zeroes.take());
         }
+        self.end_zeroes(ticket, buffer, zeroes);
         if let Some(run) = run {
             self.start_run(ticket, buffer, run);
         }
         self.counters.add_export(slot, ExportCounter::HitBytes, hit_blocks * BLOCK_BYTES_U64);
         self.start_fetches(ticket, slot, span, &missing);
         self.read_piece_done(ticket);
+    }
+
+    /// Everything counts as there until the walk of the index says otherwise.
+    fn begin_progress(&mut self, ticket: Ticket, span: Span) {
+        let op = &mut self.ops[ticket.0 as usize];
+        let Command::Read { in_pieces, .. } = op.request().command else { unreachable!("a read") };
+        op.state = OpState::Reading;
+        // One piece more than there is, so that nothing ends before all has started.
+        op.pending = 1;
+        op.device_pending = 0;
+        *self.progress(ticket) = ReadProgress::new(span.blocks, in_pieces);
+    }
+
+    /// A run of zeroes is over: few are filled in, many can be told without data.
+    fn end_zeroes(&mut self, ticket: Ticket, buffer: Buffer, run: Option<ZeroRun>) {
+        let Some(ZeroRun { first, blocks }) = run else { return };
+        let progress = self.progress(ticket);
+        if progress.in_pieces() && blocks >= HOLE_BLOCKS_MIN {
+            progress.note_zeroes(first, blocks);
+        } else {
+            self.reserve.bytes_mut(blocks_of(buffer, first, blocks)).fill(0);
+        }
     }
 
     /// Whether all the slots are free that a read needs.
@@ -89,7 +132,7 @@ impl Engine {
                     next = Some(address.plus(1));
                     continue;
                 }
-                Place::Stored(_) | Place::Zero(_) => {}
+                Place::Stored(_) | Place::Zero(_) | Place::Bad(_) => {}
             }
             next = None;
         }
@@ -138,9 +181,16 @@ impl Engine {
     }
 
     fn start_run(&mut self, ticket: Ticket, buffer: Buffer, run: DeviceRun) {
-        self.ops[ticket.0 as usize].pending += 1;
+        let DeviceRun { first, blocks, .. } = run;
+        self.progress(ticket).expect(first, blocks);
+        self.start_device_part(ticket, buffer, run, false);
+    }
+
+    fn start_device_part(&mut self, ticket: Ticket, buffer: Buffer, run: DeviceRun, again: bool) {
         let DeviceRun { first, blocks, address } = run;
-        let owner = IoOwner::ReadRun { ticket, first, blocks, address: address.0 };
+        self.ops[ticket.0 as usize].pending += 1;
+        self.ops[ticket.0 as usize].device_pending += 1;
+        let owner = IoOwner::ReadRun { ticket, first, blocks, address: address.0, again };
         self.device_read(owner, address, blocks_of(buffer, first, blocks));
     }
 
@@ -158,70 +208,86 @@ impl Engine {
         }
     }
 
+    /// Blocks of a read have come from the device, or not.
     pub(super) fn read_run_done(
         &mut self,
         ticket: Ticket,
-        first: u32,
-        blocks: u32,
-        address: LogAddress,
+        run: (u32, u32, LogAddress),
+        again: bool,
         result: Result<(), IoError>,
     ) {
+        let (first, blocks, address) = run;
         self.unpin(address);
-        let slot = self.ops[ticket.0 as usize].request().export;
-        let (span, buffer) = self.read_target(ticket);
+        self.ops[ticket.0 as usize].device_pending -= 1;
+        let (_, buffer) = self.read_target(ticket);
         for offset in 0..blocks {
             let address = address.plus(u64::from(offset));
             let frame = blocks_of(buffer, first + offset, 1);
             debug_assert_eq!(frame.length as usize, BLOCK_BYTES);
-            if result.is_ok() && self.log.verify(address, self.reserve.bytes(frame)) {
-                continue;
-            }
-            let block = span.first + u64::from(first + offset);
-            let forgotten = self.forget_bad_block(slot, block, address);
-            let op = &mut self.ops[ticket.0 as usize];
-            match forgotten {
-                Ok(()) => op.restart = true,
-                Err(error) => op.error = Some(error),
+            match self.damage_of(address, frame, result) {
+                None => self.progress(ticket).arrived(first + offset, 1),
+                Some(damage) => {
+                    self.read_block_damaged(ticket, first + offset, address, damage, again)
+                }
             }
         }
         self.read_piece_done(ticket);
     }
 
-    /// A block at `address` could not be read. Clean: it is forgotten, and fetched again by
-    /// whoever starts over. Dirty: it is lost, and said so. If a newer version has come meanwhile,
-    /// starting over is enough (rule 31).
-    pub(super) fn forget_bad_block(
+    /// A block of a read is not what was appended.
+    fn read_block_damaged(
         &mut self,
-        slot: ExportSlot,
-        block: u64,
+        ticket: Ticket,
+        offset: u32,
         address: LogAddress,
-    ) -> Result<(), RequestError> {
-        let entry = self.index.get(slot, block);
-        if entry.place() != Place::Stored(address) {
-            return Ok(());
+        damage: Damage,
+        again: bool,
+    ) {
+        let slot = self.ops[ticket.0 as usize].request().export;
+        let (span, buffer) = self.read_target(ticket);
+        let block = span.first + u64::from(offset);
+        match self.judge_damage(slot, block, address, damage, again) {
+            Verdict::StartOver => self.ops[ticket.0 as usize].restart = true,
+            Verdict::LookAgain => {
+                let run = DeviceRun { first: offset, blocks: 1, address };
+                self.start_device_part(ticket, buffer, run, true);
+            }
+            Verdict::Lost => self.progress(ticket).fail(offset, 1, RequestError::Io),
         }
-        let dirty = entry.is_dirty(self.exports.watermark_end(slot));
-        self.emit(Effect::Notice(Notice::ChecksumMismatch { export: slot, block, dirty }));
-        if dirty {
-            self.counters.add_export(slot, ExportCounter::ChecksumErrorsDirty, 1);
-            return Err(RequestError::Io);
+    }
+
+    /// Blocks of a window have come from the origin, or will not.
+    pub(super) fn read_window_done(
+        &mut self,
+        ticket: Ticket,
+        window: u64,
+        mut blocks: u64,
+        error: Option<RequestError>,
+    ) {
+        let (span, _) = self.read_target(ticket);
+        while blocks != 0 {
+            let block = window * WINDOW_BLOCKS + u64::from(blocks.trailing_zeros());
+            let offset = u32::try_from(block - span.first).expect("inside a step");
+            match error {
+                None => self.progress(ticket).arrived(offset, 1),
+                Some(error) => self.progress(ticket).fail(offset, 1, error),
+            }
+            blocks &= blocks - 1;
         }
-        self.counters.add_export(slot, ExportCounter::ChecksumErrorsClean, 1);
-        self.index.set(slot, block, IndexEntry::MISSING).expect("its leaf is there");
-        Ok(())
+        self.read_piece_done(ticket);
     }
 
     /// One piece of a read has come, or will not.
-    pub(super) fn read_piece_done(&mut self, ticket: Ticket) {
+    fn read_piece_done(&mut self, ticket: Ticket) {
         let op = &mut self.ops[ticket.0 as usize];
         op.pending -= 1;
         if op.pending > 0 {
-            return;
-        }
-        match op.error {
-            Some(error) => self.complete(ticket, Err(error)),
-            None if op.restart => self.run(ticket),
-            None => self.complete(ticket, Ok(())),
+            self.note_partial_read(ticket);
+        } else if op.restart {
+            // Nothing was told of yet: pieces wait for what comes from the device.
+            self.run(ticket);
+        } else {
+            self.finish_read(ticket);
         }
     }
 }

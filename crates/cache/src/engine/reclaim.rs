@@ -46,6 +46,8 @@ pub(super) struct Survivor {
     pub address: LogAddress,
     pub version: u64,
     pub intact: bool,
+    /// Whether it could not be read at all, now.
+    pub unread: bool,
     /// Of a dirty block: which entry of its record the original was, and its epoch.
     pub dirty: Option<(u16, u64)>,
 }
@@ -61,6 +63,8 @@ pub struct Reclaim {
     pub(super) block: u64,
     pub(super) survivors: Vec<Survivor>,
     outstanding: usize,
+    /// It starts over, but not before the next turn.
+    paused: bool,
     /// The newest record with something copied forward.
     pub(super) copies: Sequence,
     /// Exports whose dirty data stands in the way, a bit each.
@@ -79,6 +83,7 @@ impl Reclaim {
             block: 0,
             survivors: Vec::with_capacity(BATCH_BLOCKS),
             outstanding: 0,
+            paused: false,
             copies: Sequence(0),
             blocked_by: 0,
         }
@@ -107,6 +112,7 @@ impl Engine {
             return;
         }
         let mut budget = BLOCKS_PER_TURN;
+        self.reclaim.paused = false;
         loop {
             let before = (self.reclaim.phase, self.reclaim.segment_use);
             match self.reclaim.phase {
@@ -117,7 +123,8 @@ impl Engine {
                 Phase::PersistingTail => self.free_segment(),
                 Phase::Loading => {}
             }
-            if (self.reclaim.phase, self.reclaim.segment_use) == before {
+            let stands = (self.reclaim.phase, self.reclaim.segment_use) == before;
+            if stands || self.reclaim.paused {
                 return;
             }
         }
@@ -241,6 +248,9 @@ impl Engine {
         }
         let header = self.record_address(record);
         let (first, count) = (entry.block.get(), u64::from(entry.count.get()));
+        if entry.kind() == EntryKind::Bad {
+            return self.carry_bad(slot, entry, header);
+        }
         if !entry.kind().has_payload() {
             *budget = budget.saturating_sub(count / 512 + 1);
             let zero = IndexEntry::zero(header);
@@ -266,6 +276,7 @@ impl Engine {
                         address,
                         version: version.get(),
                         intact: true,
+                        unread: false,
                         dirty: None,
                     });
                 } else {
@@ -287,8 +298,9 @@ impl Engine {
         self.reclaim.blocked_by |= slot.bit();
     }
 
-    /// Looks at the segment again from its start.
+    /// Looks at the segment again from its start, in the next turn.
     pub(super) fn rewind_reclaim(&mut self) {
+        self.reclaim.paused = true;
         self.reclaim.at = 0;
         self.reclaim.entry = 0;
         self.reclaim.block = 0;
@@ -328,12 +340,13 @@ impl Engine {
             if self.ios.free() == 0 {
                 // Clean: dropped. Dirty: looked at again.
                 self.reclaim.survivors[first].intact = false;
+                self.reclaim.survivors[first].unread = true;
                 first += 1;
                 continue;
             }
             let (at, blocks) = (first as u32, run as u32);
             self.reclaim.outstanding += 1;
-            let owner = IoOwner::ReclaimRead { first: at, blocks };
+            let owner = IoOwner::ReclaimRead { first: at, blocks, again: false };
             self.device_read(owner, survivor.address, blocks_of(staging, at, blocks));
             first += run;
         }
@@ -342,18 +355,25 @@ impl Engine {
 
     pub(super) fn reclaim_read_done(
         &mut self,
-        first: u32,
-        blocks: u32,
+        (first, blocks): (u32, u32),
+        again: bool,
         result: Result<(), IoError>,
     ) {
         let staging = self.reclaim_staging();
         self.unpin(self.reclaim.survivors[first as usize].address);
         self.reclaim.outstanding -= 1;
         for at in first..first + blocks {
-            let address = self.reclaim.survivors[at as usize].address;
-            let bytes = self.reserve.bytes(blocks_of(staging, at, 1));
-            let intact = result.is_ok() && self.log.verify(address, bytes);
+            let Survivor { address, dirty, .. } = self.reclaim.survivors[at as usize];
+            let frame = blocks_of(staging, at, 1);
+            let intact = self.damage_of(address, frame, result).is_none();
             self.reclaim.survivors[at as usize].intact = intact;
+            self.reclaim.survivors[at as usize].unread = result.is_err();
+            if !intact && dirty.is_some() && !again && self.ios.free() > 0 {
+                // There is no other copy: what comes wrong once is not lost.
+                self.reclaim.outstanding += 1;
+                let owner = IoOwner::ReclaimRead { first: at, blocks: 1, again: true };
+                self.device_read(owner, address, frame);
+            }
         }
     }
 

@@ -6,6 +6,7 @@ use super::control::CONTROLS_MAX;
 use super::destage::Destager;
 use super::exports::{Cursor, Export, Exports};
 use super::log::{Identity, Log, LogStart, SegmentInfo};
+use super::pieces::ReadProgress;
 use super::reclaim::Reclaim;
 use super::step::Op;
 use super::superblock::SuperblockKeeper;
@@ -427,6 +428,9 @@ impl Rebuild {
         if entry.flags().contains(EntryFlags::SUPERSEDED) || is_void_copy {
             return Ok(());
         }
+        if kind == EntryKind::Bad {
+            return self.set(slot, first, count, |_| IndexEntry::bad(header));
+        }
         if !kind.has_payload() {
             return self.set(slot, first, count, |_| IndexEntry::zero(header));
         }
@@ -548,6 +552,9 @@ impl Rebuild {
             index: self.index,
             exports: self.exports,
             ops: vec![Op::default(); requests].into(),
+            reads: vec![ReadProgress::default(); requests].into(),
+            telling: Vec::with_capacity(requests),
+            is_telling: vec![false; requests].into(),
             links: TicketLinks::new(config.requests_max),
             ios: IoTable::new(DEVICE_IOS_MAX),
             merges: Slots::new(MERGES_MAX),

@@ -32,7 +32,9 @@ pub struct Op {
     pub state: OpState,
     /// Pieces or blocks still under way.
     pub pending: u32,
-    /// The first failure among them.
+    /// Of a read: those that come from the cache device.
+    pub device_pending: u32,
+    /// Of a write: the first failure among them.
     pub error: Option<RequestError>,
     /// A clean block was bad: start over (rule 31).
     pub restart: bool,
@@ -154,8 +156,9 @@ impl Engine {
     fn io_done(&mut self, io: IoId, result: Result<(), IoError>) {
         let owner = self.ios.end(io);
         match owner {
-            IoOwner::ReadRun { ticket, first, blocks, address } => {
-                self.read_run_done(ticket, first, blocks, LogAddress(address), result);
+            IoOwner::ReadRun { ticket, first, blocks, address, again } => {
+                let run = (first, blocks, LogAddress(address));
+                self.read_run_done(ticket, run, again, result);
             }
             IoOwner::MergeRead { merge, which } => self.merge_read_done(merge, which, result),
             IoOwner::Records { first, count } => match result {
@@ -174,16 +177,16 @@ impl Engine {
             IoOwner::SuperblockFlush => self.superblock_flushed(result),
             IoOwner::Fetch { fetch } => self.fetch_done(fetch, result),
             IoOwner::DestageSummary { destager } => self.destage_summary_done(destager, result),
-            IoOwner::DestageRead { destager, first, blocks } => {
-                self.destage_read_done(destager, first, blocks, result);
+            IoOwner::DestageRead { destager, first, blocks, again } => {
+                self.destage_read_done(destager, (first, blocks), again, result);
             }
             IoOwner::DestageWrite { destager, bytes } => {
                 self.destage_write_done(destager, bytes, result);
             }
             IoOwner::DestageFlush { destager } => self.destage_flush_done(destager, result),
             IoOwner::ReclaimSummary => self.reclaim_summary_done(result),
-            IoOwner::ReclaimRead { first, blocks } => {
-                self.reclaim_read_done(first, blocks, result);
+            IoOwner::ReclaimRead { first, blocks, again } => {
+                self.reclaim_read_done((first, blocks), again, result);
             }
         }
     }
@@ -201,6 +204,7 @@ impl Engine {
             self.submit_log_writes();
             self.run_superblock();
         }
+        self.tell_partial_reads();
         self.publish();
     }
 

@@ -128,6 +128,8 @@ pub enum IoOwner {
         blocks: u32,
         /// Where they are in the log.
         address: u64,
+        /// Whether it is a block that was damaged the first time.
+        again: bool,
     },
     /// A block for a partial write.
     MergeRead {
@@ -172,6 +174,8 @@ pub enum IoOwner {
         first: u32,
         /// Number of blocks.
         blocks: u32,
+        /// Whether it is a block that was damaged the first time.
+        again: bool,
     },
     /// A write, or zeroes, to an origin.
     DestageWrite {
@@ -193,6 +197,8 @@ pub enum IoOwner {
         first: u32,
         /// Number of blocks.
         blocks: u32,
+        /// Whether it is a block that was damaged the first time.
+        again: bool,
     },
 }
 

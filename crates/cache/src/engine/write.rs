@@ -242,6 +242,7 @@ impl Engine {
 
     /// Enters blocks that a client wrote into the index; leaves were ensured.
     fn index_run(&mut self, slot: ExportSlot, span: Span, address: LogAddress) {
+        self.note_overwriting(slot, span.first, u64::from(span.blocks));
         for offset in 0..u64::from(span.blocks) {
             let entry = IndexEntry::stored(address.plus(offset), true);
             self.index.set(slot, span.first + offset, entry).expect("leaves were ensured");
@@ -259,6 +260,7 @@ impl Engine {
             let (_, header) = self.log.open();
             self.log.append(&entry, &mut self.reserve);
             let blocks = u64::from(whole.blocks);
+            self.note_overwriting(request.export, whole.first, blocks);
             self.index
                 .set_run(request.export, whole.first, blocks, IndexEntry::zero(header))
                 .expect("leaves were ensured");

@@ -86,10 +86,13 @@ pub enum EntryKind {
     DirtyCopy,
     /// Dirty zeroes carried forward likewise; no payload.
     DirtyZeroCopy,
+    /// Blocks whose dirty content was damaged: they cannot be read until they are overwritten
+    /// (rule 25); no payload.
+    Bad,
 }
 
 impl EntryKind {
-    /// The kind's number on the device. Numbers 7 to 9 are kept for `forget`, `bad` and `clone`.
+    /// The kind's number on the device. Numbers 7 and 9 are kept for `forget` and `clone`.
     #[must_use]
     pub const fn code(self) -> u8 {
         match self {
@@ -99,6 +102,7 @@ impl EntryKind {
             Self::Reappend => 4,
             Self::DirtyCopy => 5,
             Self::DirtyZeroCopy => 6,
+            Self::Bad => 8,
         }
     }
 
@@ -110,6 +114,7 @@ impl EntryKind {
             4 => Self::Reappend,
             5 => Self::DirtyCopy,
             6 => Self::DirtyZeroCopy,
+            8 => Self::Bad,
             _ => return None,
         })
     }
@@ -117,13 +122,13 @@ impl EntryKind {
     /// Whether the record carries a block of payload for each block of the entry.
     #[must_use]
     pub const fn has_payload(self) -> bool {
-        !matches!(self, Self::Zero | Self::DirtyZeroCopy)
+        !matches!(self, Self::Zero | Self::DirtyZeroCopy | Self::Bad)
     }
 
     /// Whether the origin lacks the blocks until the watermark passes their version (rule 12).
     #[must_use]
     pub const fn is_client_data(self) -> bool {
-        !matches!(self, Self::Fill | Self::Reappend)
+        !matches!(self, Self::Fill | Self::Reappend | Self::Bad)
     }
 
     /// Whether the version is that of an earlier record.

@@ -44,6 +44,20 @@ impl Checker {
         values: &[Value],
     ) -> Result<(), Violation> {
         self.fail_read(token);
+        self.answer_part(token, export, first_unit, values)
+    }
+
+    /// A part of a read was answered with these values; the rest could not be read.
+    ///
+    /// # Errors
+    /// As [`Checker::answer_read`].
+    pub fn answer_part(
+        &mut self,
+        token: ReadToken,
+        export: u8,
+        first_unit: usize,
+        values: &[Value],
+    ) -> Result<(), Violation> {
         let now = self.history.tick();
         let shown = Shown { export, first_unit, values, invoked: token.invoked };
         let mut seen: Vec<u32> = Vec::new();

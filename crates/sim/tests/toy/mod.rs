@@ -213,7 +213,7 @@ impl<const FLAW: u8> Toy<FLAW> {
         let Request { ticket, offset, length, command, .. } = request;
         let (start, end) = (offset as usize, (offset + length) as usize);
         let fua = match command {
-            Command::Read { buffer } => {
+            Command::Read { buffer, .. } => {
                 self.read(buffer, start, end);
                 false
             }

@@ -66,6 +66,10 @@ impl<C: Core> Ring<C> {
         let connection = &mut self.connections[usize::from(slot)];
         let export = connection.export;
         self.shared.counters.request(export, step.op, step.length, duration_ns, result.is_err());
+        if step.in_pieces {
+            // Its chunks have said it all.
+            return;
+        }
         if step.op == Op::Read {
             if result.is_err() {
                 connection.frames.give_back(step.run);

@@ -33,7 +33,7 @@ impl<C: Core> Ring<C> {
         if alone && connection.in_flight > 0 {
             return Some(Progress::Blocked);
         }
-        if long.failed.is_some() {
+        if long.failed.is_some() && (long.op != Op::Read || long.cut) {
             return Some(self.skip_rest(slot));
         }
         let long = *long;
@@ -81,7 +81,8 @@ impl<C: Core> Ring<C> {
             return Progress::Blocked;
         };
         let buffer = frames.run_buffer(run);
-        self.submit_step(slot, long, length, 0, run, Command::Read { buffer })
+        let in_pieces = self.connections[usize::from(slot)].style == ReplyStyle::Structured;
+        self.submit_step(slot, long, length, 0, run, Command::Read { buffer, in_pieces })
     }
 
     fn next_write_step(&mut self, slot: u16, long: Long) -> Progress {
@@ -128,11 +129,13 @@ impl<C: Core> Ring<C> {
         long.outstanding -= 1;
         if let Err(error) = result {
             long.failed.get_or_insert(super::finish::error_code(error));
-            if long.op != Op::Write {
+            // A read of which some could be had goes on: its chunks tell what could not.
+            if long.op != Op::Write && !step.has_content {
                 long.remaining = 0;
+                long.cut = true;
             }
         }
-        if step.op == Op::Read {
+        if step.op == Op::Read && !step.in_pieces {
             match result {
                 Ok(()) => self.push_read_step(slot, step),
                 Err(_) => connection.frames.give_back(step.run),
@@ -150,7 +153,8 @@ impl<C: Core> Ring<C> {
         let buffer = connection.frames.run_buffer(step.run).part(skip, length);
         let data = Some((self.kernel.address(buffer), length, step.run));
         if connection.style == ReplyStyle::Structured {
-            let done = long.remaining == 0 && long.outstanding == 0 && long.failed.is_none();
+            let done = long.remaining == 0 && long.outstanding == 0 && !long.cut;
+            long.ended = done;
             let header = data_chunk(step.cookie, step.offset, length, done);
             connection.replies.push(&header, data);
         } else if std::mem::replace(&mut long.answered, true) {
@@ -176,6 +180,7 @@ impl<C: Core> Ring<C> {
         match (long.op, long.failed) {
             // The last data said it all.
             (Op::Read, None) => {}
+            (Op::Read, Some(_)) if long.ended => {}
             (Op::Read, Some(_)) if long.answered => {
                 self.begin_closing(slot, "a read failed after its reply had begun");
             }

@@ -9,6 +9,7 @@ mod ios;
 mod kernel;
 mod listeners;
 mod long;
+mod pieces;
 mod stop;
 mod transmit;
 mod wait;
@@ -187,6 +188,7 @@ impl<C: Core> Ring<C> {
         while let Some(effect) = self.core.next_effect() {
             match effect {
                 Effect::Consumed { ticket } => self.payload_consumed(ticket),
+                Effect::Pieces { ticket } => self.pieces_ready(ticket),
                 Effect::Complete { ticket, result } => self.step_completed(ticket, result),
                 Effect::ControlDone { token, result } => self.control_done(token, result),
                 Effect::Notice(notice) => {

@@ -10,7 +10,7 @@ use crate::window::Run;
 use ringfence_cache::limits::{STEP_BYTES_MAX, ZERO_STEP_BYTES_MAX};
 use ringfence_cache::{Buffer, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
-use ringfence_wire::{Cookie, ErrorCode, Operation, Rejection, RequestHeader};
+use ringfence_wire::{Cookie, ErrorCode, Operation, Rejection, ReplyStyle, RequestHeader};
 
 /// What a connection gets per turn before the next one has its chance.
 const TURN_BYTES: u64 = 256 << 10;
@@ -204,8 +204,9 @@ impl<C: Core> Ring<C> {
                 Progress::Over
             }
             Operation::Flush => self.submit_plain(slot, step(Op::Flush, 0, 0), Command::Flush),
-            Operation::Read { offset, length, .. } if length <= STEP_BYTES_MAX => {
-                self.submit_read(slot, step(Op::Read, offset, u64::from(length)))
+            Operation::Read { offset, length, dont_fragment } if length <= STEP_BYTES_MAX => {
+                let step = step(Op::Read, offset, u64::from(length));
+                self.submit_read(slot, step, dont_fragment)
             }
             Operation::Write { offset, length, fua } if length <= STEP_BYTES_MAX => {
                 self.submit_write(slot, step(Op::Write, offset, u64::from(length)), fua)
@@ -255,6 +256,8 @@ impl<C: Core> Ring<C> {
             fua,
             no_hole,
             answered: false,
+            cut: false,
+            ended: false,
             started_ns,
         });
         Progress::Took(u64::from(HEADER_BYTES))
@@ -269,14 +272,16 @@ impl<C: Core> Ring<C> {
         Progress::Took(u64::from(HEADER_BYTES))
     }
 
-    fn submit_read(&mut self, slot: u16, mut step: NewStep) -> Progress {
+    fn submit_read(&mut self, slot: u16, mut step: NewStep, whole: bool) -> Progress {
         if !self.has_ticket(slot) {
             return Progress::Blocked;
         }
         let Some(buffer) = self.grant(slot, &mut step) else { return Progress::Blocked };
         self.connections[usize::from(slot)].window.consume(HEADER_BYTES);
         let length = step.length;
-        self.submit(slot, step, Command::Read { buffer });
+        let style = self.connections[usize::from(slot)].style;
+        let in_pieces = style == ReplyStyle::Structured && !whole;
+        self.submit(slot, step, Command::Read { buffer, in_pieces });
         Progress::Took(length)
     }
 
@@ -317,6 +322,8 @@ impl<C: Core> Ring<C> {
             length: step.length,
             held: step.held,
             run: step.run,
+            in_pieces: false,
+            has_content: false,
             started_ns: self.now.monotonic_ns,
         });
         let export: units::ExportSlot = connection.export;

@@ -3,11 +3,12 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use ringfence_cache::{
-    Command, Effect, Event, IoError, Notice, Now, Request, RequestError, Reserve,
+    Command, Effect, Event, IoError, Notice, Now, Piece, PieceContent, Request, RequestError,
+    Reserve, Ticket,
 };
 use ringfence_uring::core::Core;
 use ringfence_uring::{CoreSpec, Runtime, RuntimeEvent, start_core};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -26,6 +27,11 @@ pub struct Switches {
     pub hold_writes: AtomicBool,
     /// Reads of anything from this offset on fail; 0 for none.
     pub reads_fail_from: AtomicU64,
+    /// Of reads in pieces all but the first block waits while this is set.
+    pub hold_rest: AtomicBool,
+    /// Reads in pieces tell of each block by itself; those of 0xbb cannot be read, and those of
+    /// zeroes are holes.
+    pub split: AtomicBool,
     /// Steps submitted so far.
     pub steps: AtomicU64,
 }
@@ -36,6 +42,9 @@ pub struct RamDisk {
     exports: Vec<Vec<u8>>,
     effects: VecDeque<Effect>,
     held: VecDeque<Request>,
+    /// Reads of which the rest is yet to be told.
+    rests: VecDeque<(Ticket, Result<(), RequestError>)>,
+    pieces: HashMap<Ticket, VecDeque<Piece>>,
     switches: Arc<Switches>,
     deadline_ns: Option<u64>,
 }
@@ -47,13 +56,16 @@ impl RamDisk {
         let range = offset as usize..(offset + length) as usize;
         let mut result = Ok(());
         match command {
-            Command::Read { buffer } => {
+            Command::Read { buffer, in_pieces } => {
                 let fail_from = self.switches.reads_fail_from.load(Ordering::SeqCst);
                 if fail_from > 0 && offset + length > fail_from {
                     result = Err(RequestError::Io);
                 } else {
                     let into = buffer.part((offset % 4096) as u32, length as u32);
                     self.reserve.bytes_mut(into).copy_from_slice(&disk[range]);
+                    if in_pieces && self.switches.split.load(Ordering::SeqCst) {
+                        return self.tell_blocks(&request);
+                    }
                 }
             }
             Command::Write { buffer, .. } => {
@@ -69,6 +81,38 @@ impl RamDisk {
             Command::Flush => {}
         }
         self.effects.push_back(Effect::Complete { ticket, result });
+    }
+}
+
+impl RamDisk {
+    /// Tells of the first block of a read, and of the others when they are not held.
+    fn tell_blocks(&mut self, request: &Request) {
+        let disk = &self.exports[request.export.index()];
+        let first = request.offset / 4096;
+        let last = (request.offset + request.length - 1) / 4096;
+        let mut result = Ok(());
+        for block in first..=last {
+            let content = match disk[block as usize * 4096] {
+                0xbb => PieceContent::Failed(RequestError::Io),
+                0 => PieceContent::Zeroes,
+                _ => PieceContent::Data,
+            };
+            if matches!(content, PieceContent::Failed(_)) {
+                result = Err(RequestError::Io);
+            }
+            let number = (block - first) as u32;
+            let piece = Piece { first: number, blocks: 1, content, last: block == last };
+            self.pieces.entry(request.ticket).or_default().push_back(piece);
+        }
+        self.effects.push_back(Effect::Pieces { ticket: request.ticket });
+        self.rests.push_back((request.ticket, result));
+    }
+
+    fn tell_rests(&mut self) {
+        for (ticket, result) in self.rests.drain(..) {
+            self.effects.push_back(Effect::Pieces { ticket });
+            self.effects.push_back(Effect::Complete { ticket, result });
+        }
     }
 }
 
@@ -94,8 +138,12 @@ impl Core for RamDisk {
                         self.execute(request);
                     }
                 }
+                if !self.switches.hold_rest.load(Ordering::SeqCst) {
+                    self.tell_rests();
+                }
                 let poll_ns = now.monotonic_ns + 1_000_000;
-                self.deadline_ns = (!self.held.is_empty()).then_some(poll_ns);
+                let waits = !self.held.is_empty() || !self.rests.is_empty();
+                self.deadline_ns = waits.then_some(poll_ns);
             }
             Event::Control { token, .. } => {
                 self.effects.push_back(Effect::ControlDone { token, result: Ok(()) });
@@ -108,6 +156,13 @@ impl Core for RamDisk {
 
     fn next_effect(&mut self) -> Option<Effect> {
         self.effects.pop_front()
+    }
+
+    fn next_piece(&mut self, ticket: Ticket) -> Option<Piece> {
+        let pieces = self.pieces.get_mut(&ticket)?;
+        let is_first = pieces.front().is_some_and(|piece| piece.first == 0);
+        let held = self.switches.hold_rest.load(Ordering::SeqCst) && !is_first;
+        if held { None } else { pieces.pop_front() }
     }
 
     fn deadline_ns(&self) -> Option<u64> {
@@ -174,6 +229,8 @@ impl Host {
             exports: setup.disk_bytes.iter().map(|bytes| vec![0; *bytes]).collect(),
             effects: VecDeque::with_capacity(4096),
             held: VecDeque::with_capacity(4096),
+            rests: VecDeque::with_capacity(4096),
+            pieces: HashMap::with_capacity(4096),
             switches: disk_switches,
             deadline_ns: None,
         };
@@ -213,7 +270,7 @@ impl Host {
         let deaf = self.deaf.clone();
         std::thread::spawn(move || {
             let mut events = Vec::new();
-            let mut greetings = std::collections::HashMap::new();
+            let mut greetings = HashMap::new();
             while rung.recv().is_ok() {
                 while deaf.load(Ordering::SeqCst) {
                     std::thread::sleep(Duration::from_millis(1));
@@ -404,7 +461,10 @@ impl Client {
                     data[at..at + payload.len() - 8].copy_from_slice(&payload[8..]);
                     seen += payload.len() - 8;
                 }
-                0x8001 => {
+                2 => {
+                    seen += u32::from_be_bytes(payload[8..].try_into().expect("four")) as usize;
+                }
+                0x8001 | 0x8002 => {
                     failed = Some(u32::from_be_bytes(payload[..4].try_into().expect("four")));
                 }
                 other => panic!("a chunk of type {other:#x}"),

@@ -6,10 +6,17 @@ use super::{
 use crate::config::{Mode, Order};
 use crate::counters::ExportCounter;
 use crate::engine::api::{Effect, IoError, Notice};
+use crate::engine::damage::Damage;
 use crate::engine::tables::IoOwner;
 use crate::engine::{Engine, blocks_of};
+use crate::index::Place;
 use crate::limits::DESTAGE_DEPTH_MAX;
-use crate::units::{BLOCK_BYTES_U64, ExportSlot};
+use crate::units::{BLOCK_BYTES_U64, ExportSlot, Sequence};
+
+/// There is no room now for what has to be said first.
+const EAGAIN: i32 = 11;
+/// How often what the device could not read is tried again.
+const DAMAGE_RETRY_NS: u64 = 5_000_000_000;
 
 impl Engine {
     /// Brings the batch's payload into staging, sorted by block.
@@ -40,7 +47,7 @@ impl Engine {
                 })
                 .count();
             let (first, blocks) = (first as u32, run as u32);
-            let owner = IoOwner::DestageRead { destager: index as u8, first, blocks };
+            let owner = IoOwner::DestageRead { destager: index as u8, first, blocks, again: false };
             self.destagers[index].next += run;
             self.destagers[index].outstanding += 1;
             self.device_read(owner, item.address, blocks_of(staging, first, blocks));
@@ -53,50 +60,92 @@ impl Engine {
     pub(in crate::engine) fn destage_read_done(
         &mut self,
         destager: u8,
-        first: u32,
-        blocks: u32,
+        (first, blocks): (u32, u32),
+        again: bool,
         result: Result<(), IoError>,
     ) {
         let index = usize::from(destager);
         let staging = self.staging(index);
         let address = self.destagers[index].plan[first as usize].address;
         self.unpin(address);
+        self.destagers[index].outstanding -= 1;
         for offset in first..first + blocks {
             let address = address.plus(u64::from(offset - first));
-            let bytes = self.reserve.bytes(blocks_of(staging, offset, 1));
-            if result.is_err() || !self.log.verify(address, bytes) {
-                self.damaged_block_found(index, offset as usize);
+            let frame = blocks_of(staging, offset, 1);
+            let Some(damage) = self.damage_of(address, frame, result) else { continue };
+            if again || self.ios.free() == 0 {
+                self.damaged_block_found(index, offset as usize, damage);
+                continue;
             }
+            // What the device or its bus got wrong once is not lost.
+            self.destagers[index].outstanding += 1;
+            let owner = IoOwner::DestageRead { destager, first: offset, blocks: 1, again: true };
+            self.device_read(owner, address, frame);
         }
-        self.destagers[index].outstanding -= 1;
     }
 
-    /// Rule 25: strict stops before a damaged block, relaxed passes over it.
-    pub(super) fn damaged_block_found(&mut self, index: usize, item: usize) {
+    /// Rule 25: strict order cannot go on without the version that the log names; relaxed passes
+    /// over it, and so does strict where the loss is accepted. What the device cannot read may be
+    /// readable later: nothing but an operator gives it up.
+    fn damaged_block_found(&mut self, index: usize, item: usize, damage: Damage) {
         let slot = self.destagers[index].export;
-        let block = self.destagers[index].plan[item].block;
-        self.counters.add_export(slot, ExportCounter::ChecksumErrorsDirty, 1);
-        self.emit(Effect::Notice(Notice::ChecksumMismatch { export: slot, block, dirty: true }));
-        if self.exports.get(slot).order == Order::Strict {
-            self.destagers[index].damaged_block = Some(block);
+        let PlanItem { block, address, version, .. } = self.destagers[index].plan[item];
+        let export = self.exports.get(slot);
+        let accepted = version <= export.loss_accepted
+            || export.order == Order::Relaxed && damage == Damage::Checksum;
+        self.destagers[index].plan[item].skip = true;
+        if self.index.get(slot, block).place() == Place::Stored(address) {
+            self.note_damage(slot, block, true);
+            let may_record = accepted || damage == Damage::Checksum;
+            let recorded = if may_record { self.record_bad(slot, block) } else { None };
+            if accepted && recorded.is_none() {
+                // It must not pass for clean: later, when there is room to say that it is lost.
+                self.destagers[index].error = Some(IoError::Failed { errno: EAGAIN });
+            }
+        }
+        if accepted {
+            // Until what took its place is durable, a crash would bring the damaged version back,
+            // and the watermark would make it a clean one.
+            let newest = self.log.newest();
+            self.destagers[index].lost_in = newest;
         } else {
-            self.destagers[index].plan[item].skip = true;
+            let unreadable = damage == Damage::Unreadable;
+            self.destagers[index].debts.add(block, version, unreadable);
         }
     }
 
     pub(super) fn batch_is_read(&mut self, index: usize) {
-        if let Some(block) = self.destagers[index].damaged_block.take() {
-            return self.stop_damaged(index, Some(block));
+        if let Some(error) = self.destagers[index].error.take() {
+            return self.fail_destage(index, error, false);
         }
-        self.destagers[index].next = 0;
-        self.destagers[index].phase = Phase::Writing;
+        let destager = &mut self.destagers[index];
+        destager.debts.pay(&destager.plan);
+        destager.next = 0;
+        destager.phase = Phase::Writing;
     }
 
-    pub(super) fn stop_damaged(&mut self, index: usize, block: Option<u64>) {
+    /// The epoch cannot end: something of it is damaged.
+    pub(super) fn stop_in_debt(&mut self, index: usize) {
+        let (block, newest, unreadable) = self.destagers[index].debts.sum();
         let slot = self.destagers[index].export;
-        self.exports.get_mut(slot).damaged = true;
-        let block = block.unwrap_or(u64::MAX);
-        self.emit(Effect::Notice(Notice::DestageDamaged { export: slot, block }));
+        let (now_ns, durable) = (self.now.monotonic_ns, self.log.durable());
+        let export = self.exports.get_mut(slot);
+        // Newer versions of the same epoch may be on their way.
+        let may_be_paid = !self.destagers[index].epoch_ended && export.newest_dirty > durable;
+        export.tries_again = unreadable || may_be_paid;
+        export.retry_at_ns = now_ns + DAMAGE_RETRY_NS;
+        self.stop_damaged(index, block, newest);
+    }
+
+    pub(super) fn stop_damaged(&mut self, index: usize, block: Option<u64>, up_to: Sequence) {
+        let slot = self.destagers[index].export;
+        let export = self.exports.get_mut(slot);
+        let is_news = !std::mem::replace(&mut export.damaged, true) || up_to > export.damaged_up_to;
+        export.damaged_up_to = export.damaged_up_to.max(up_to);
+        if is_news {
+            let block = block.unwrap_or(u64::MAX);
+            self.emit(Effect::Notice(Notice::DestageDamaged { export: slot, block }));
+        }
         self.release_destager(index);
         self.fail_origin_waiters(slot);
     }
@@ -160,6 +209,7 @@ impl Engine {
         if self.ios.free() == 0 || self.is_being_fetched(slot, zero.block, zero.blocks) {
             return;
         }
+        self.destagers[index].debts.pay_zeroes(&zero);
         let offset = zero.block * BLOCK_BYTES_U64;
         let end = (offset + zero.blocks * BLOCK_BYTES_U64).min(self.exports.get(slot).size_bytes);
         self.destagers[index].zero = None;
@@ -199,8 +249,13 @@ impl Engine {
         let destager = &mut self.destagers[index];
         let export = self.exports.get_mut(destager.export);
         export.origin_written = destager.done.sequence;
-        let keeps_up = export.order == Order::Strict;
-        if destager.epoch_ended || keeps_up && destager.unflushed_blocks >= UNFLUSHED_BLOCKS_MAX {
+        let in_debt = !destager.debts.is_empty();
+        let keeps_up = export.order == Order::Strict && !in_debt;
+        if destager.epoch_ended && in_debt {
+            self.stop_in_debt(index);
+        } else if destager.epoch_ended
+            || keeps_up && destager.unflushed_blocks >= UNFLUSHED_BLOCKS_MAX
+        {
             self.flush_origin(index);
         } else {
             destager.phase = Phase::Planning;

@@ -13,8 +13,13 @@
 //! the place of the epoch: what is durable when it begins, up to a quarter of the log. Versions
 //! that the round supersedes itself are passed over (rule 17), and the watermark rises when it is
 //! over. Any failure starts over behind the watermark (rule 20).
+//!
+//! A damaged version is a *debt* (rule 25, decision 0009): the rest of its epoch may go to the
+//! origin, any part of it is a legal disk, but the epoch cannot end, nor the watermark rise,
+//! before a newer version of the same epoch has paid the debt or an operator has let it off.
 
 mod batch;
+mod debts;
 mod plan;
 
 use super::Engine;
@@ -26,6 +31,7 @@ use crate::counters::ExportCounter;
 use crate::geometry::LogAddress;
 use crate::limits::{DESTAGE_BATCH_BYTES, DESTAGERS};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, ExportSlot, Sequence};
+use debts::Debts;
 
 const BATCH_BLOCKS: usize = DESTAGE_BATCH_BYTES as usize / BLOCK_BYTES;
 /// The longest origin write.
@@ -60,7 +66,9 @@ struct PlanItem {
     /// Later items win over earlier ones of the same block.
     order: u32,
     address: LogAddress,
-    /// Damaged, and passed over (relaxed order only).
+    /// The sequence that wrote it.
+    version: Sequence,
+    /// Damaged, and passed over.
     skip: bool,
 }
 
@@ -106,7 +114,10 @@ pub struct Destager {
     next: usize,
     outstanding: usize,
     error: Option<IoError>,
-    damaged_block: Option<u64>,
+    debts: Debts,
+    /// What is given up must be known to be lost before the watermark passes it: the record that
+    /// has to be durable first.
+    lost_in: Sequence,
     /// Blocks written since the origin was last flushed.
     unflushed_blocks: u64,
     epoch_ended: bool,
@@ -139,7 +150,8 @@ impl Destager {
             next: 0,
             outstanding: 0,
             error: None,
-            damaged_block: None,
+            debts: Debts::new(),
+            lost_in: Sequence(0),
             unflushed_blocks: 0,
             epoch_ended: false,
             horizon: LogAddress(0),
@@ -218,7 +230,7 @@ impl Engine {
         let export = self.exports.get_mut(slot);
         let wanted = export.configured
             && export.destage_enabled
-            && !export.damaged
+            && (!export.damaged || export.tries_again && now_ns >= export.retry_at_ns)
             && !export.destaging
             && export.is_dirty()
             && export.destage_target > export.watermark
@@ -249,6 +261,8 @@ impl Engine {
         destager.unflushed_blocks = 0;
         destager.epoch_ended = false;
         destager.carried = None;
+        destager.debts.clear();
+        destager.lost_in = Sequence(0);
         let index = self.destagers.iter().position(|d| d.export == slot && d.is_active());
         self.begin_round(index.expect("it was just assigned"));
     }
@@ -272,7 +286,7 @@ impl Engine {
             if !export.is_dirty() || !export.configured || export.destaging || self.latched {
                 return None;
             }
-            if !export.origin_up {
+            if !export.origin_up || export.damaged && export.tries_again {
                 return Some(export.retry_at_ns);
             }
             let aged = export.dirty_since_ns.saturating_add(self.config.destage_age_ns);
@@ -303,6 +317,10 @@ impl Engine {
     }
 
     fn flush_origin(&mut self, index: usize) {
+        let lost_in = self.destagers[index].lost_in;
+        if lost_in > self.log.durable() {
+            return self.log.want_durable(lost_in);
+        }
         if self.ios.free() == 0 {
             return;
         }
@@ -390,7 +408,7 @@ impl Engine {
         destager.plan.clear();
         destager.zero = None;
         destager.error = None;
-        destager.damaged_block = None;
+        destager.debts.clear();
         self.exports.get_mut(destager.export).destaging = false;
     }
 

@@ -15,6 +15,11 @@ use crate::limits::{BLOCK_BYTES_U32, DESTAGE_BATCH_BYTES};
 use crate::units::{Buffer, Sequence};
 
 impl Destager {
+    /// Whether something of the current epoch was planned, or is owed.
+    fn epoch_has_begun(&self) -> bool {
+        self.unflushed_blocks > 0 || !self.plan.is_empty() || !self.debts.is_empty()
+    }
+
     /// Adds an entry that was carried to the batch.
     pub(super) fn plan_carried_entry(&mut self, next: &Carried) {
         let blocks = u64::from(next.count);
@@ -25,7 +30,8 @@ impl Destager {
             for offset in 0..blocks {
                 let order = u32::try_from(self.plan.len()).expect("a small batch");
                 let (block, address) = (next.key.block + offset, next.address.plus(offset));
-                self.plan.push(PlanItem { block, order, address, skip: false });
+                let version = next.key.version;
+                self.plan.push(PlanItem { block, order, address, version, skip: false });
             }
             self.passed.add(blocks, blocks);
         }
@@ -58,7 +64,9 @@ impl Engine {
         } else if !destager.plan.is_empty() {
             sort_newest_last(&mut destager.plan);
             destager.phase = Phase::Reading;
-        } else if destager.unflushed_blocks > 0 {
+        } else if !destager.debts.is_empty() {
+            self.stop_in_debt(index);
+        } else if destager.unflushed_blocks > 0 || destager.lost_in > self.log.durable() {
             self.flush_origin(index);
         } else {
             self.finish_epoch(index);
@@ -74,7 +82,7 @@ impl Engine {
             let destager = &mut self.destagers[index];
             let export = self.exports.get(slot);
             let last = destager.carried;
-            let has_writes = destager.unflushed_blocks > 0 || !destager.plan.is_empty();
+            let has_writes = destager.epoch_has_begun();
             // From the tail on originals are in the log, and in order.
             let next = self.carried.after(slot, last.map(|(key, _)| key));
             let Some(next) = next.filter(|next| next.key.version < tail).copied() else {
@@ -167,12 +175,10 @@ impl Engine {
         }
         let starts_epoch = record.epoch_starts.get() & destager.export.bit() != 0;
         let at_start = destager.position.entry == 0 && destager.position.block == 0;
-        if export.order == Order::Strict && starts_epoch && at_start {
-            let epoch_has_writes = destager.unflushed_blocks > 0 || !destager.plan.is_empty();
-            if epoch_has_writes {
-                destager.epoch_ended = true;
-                return false;
-            }
+        let begins_next = starts_epoch && at_start && destager.epoch_has_begun();
+        if export.order == Order::Strict && begins_next {
+            destager.epoch_ended = true;
+            return false;
         }
         let index_state = (&self.index, &self.log);
         let finished = plan_entries(destager, export, index_state, record, entries);
@@ -221,7 +227,7 @@ impl Engine {
                 self.destagers[index].phase = Phase::Planning;
             }
             // Without its summary nobody knows what the segment holds for the origin.
-            (Ok(()), None) => self.stop_damaged(index, None),
+            (Ok(()), None) => self.stop_damaged(index, None, Sequence(0)),
             (Err(error), _) => self.fail_destage(index, error, false),
         }
     }
@@ -275,7 +281,8 @@ fn plan_entries(
                 continue;
             }
             let order = u32::try_from(destager.plan.len()).expect("a small batch");
-            destager.plan.push(PlanItem { block, order, address, skip: false });
+            let version = Sequence(record.sequence.get());
+            destager.plan.push(PlanItem { block, order, address, version, skip: false });
         }
         let count = u64::from(entry.count.get());
         destager.passed.add(count, count);
@@ -298,7 +305,7 @@ fn is_dirty_entry(export: &Export, record: &SummaryRecord, entry: &Entry) -> boo
 fn is_superseded(destager: &Destager, index: &Index, block: u64, address: LogAddress) -> bool {
     match index.get(destager.export, block).place() {
         Place::Stored(newer) | Place::Zero(newer) => newer > address && newer < destager.horizon,
-        Place::Missing => false,
+        Place::Missing | Place::Bad(_) => false,
     }
 }
 
@@ -326,6 +333,7 @@ mod tests {
             block,
             order,
             address: LogAddress(u64::from(order)),
+            version: Sequence(u64::from(order)),
             skip: false,
         };
         let mut plan = vec![item(5, 0), item(3, 1), item(5, 2), item(4, 3), item(3, 4)];

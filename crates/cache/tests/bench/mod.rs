@@ -1,0 +1,453 @@
+//! An engine over a device and origins in memory: I/Os end at once unless a test holds or fails
+//! them, and time passes only when a test says so.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use ringfence_cache::counters::{Counter, ExportCounter};
+use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, STEP_BYTES_MAX};
+use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
+use ringfence_cache::{
+    Buffer, Command, Config, Control, Effect, Engine, Event, ExportOptions, ExportSlot,
+    FormatOptions, IoError, IoId, Mode, Notice, Now, Order, OriginIdentity, Piece, ReadPiece,
+    Request, RequestError, Reserve, ReservePlan, Storage, StorageError, Ticket,
+};
+use std::collections::BTreeMap;
+
+pub const EXPORT_BLOCKS: u64 = 2048;
+const DEVICE_BYTES: u64 = SEGMENTS_OFFSET + 13 * SEGMENT_BYTES_MIN;
+const TICKETS: u32 = 16;
+const WINDOW_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
+const EIO: IoError = IoError::Failed { errno: 5 };
+
+/// A device in memory.
+pub struct Disk {
+    pub bytes: Vec<u8>,
+}
+
+impl Storage for Disk {
+    fn size_bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn read(&mut self, pieces: &mut [ReadPiece<'_>]) -> Result<(), StorageError> {
+        for piece in pieces {
+            let at = piece.offset as usize;
+            piece.into.copy_from_slice(&self.bytes[at..at + piece.into.len()]);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        Ok(())
+    }
+}
+
+impl Disk {
+    /// Where the blocks lie that hold nothing but this byte.
+    pub fn blocks_of(&self, byte: u8) -> Vec<usize> {
+        let start = SEGMENTS_OFFSET as usize;
+        let blocks = self.bytes[start..].chunks_exact(BLOCK_BYTES).enumerate();
+        blocks
+            .filter(|(_, block)| block.iter().all(|found| *found == byte))
+            .map(|(at, _)| start + at * BLOCK_BYTES)
+            .collect()
+    }
+
+    /// Damages every block that holds nothing but this byte.
+    pub fn damage(&mut self, byte: u8) {
+        let found = self.blocks_of(byte);
+        assert!(!found.is_empty(), "no block of {byte}");
+        for at in found {
+            self.bytes[at + 7] ^= 0x10;
+        }
+    }
+}
+
+/// What fails, or waits.
+#[derive(Default)]
+pub struct Faults {
+    /// Origin reads do not end.
+    pub hold_origin_reads: bool,
+    /// Origin reads fail.
+    pub origin_reads: bool,
+    /// Origin writes and flushes fail.
+    pub origin_writes: bool,
+    /// Writes and flushes of the cache device fail.
+    pub device_writes: bool,
+    /// Reads of the cache device fail that touch one of these blocks of it.
+    pub unreadable: Vec<usize>,
+    /// So many reads of the cache device come back with a wrong bit.
+    pub rot_reads: u32,
+}
+
+/// A read's end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    pub result: Result<(), RequestError>,
+    pub pieces: Vec<Piece>,
+}
+
+pub struct Bench {
+    pub disk: Disk,
+    pub origins: Vec<Vec<u8>>,
+    pub faults: Faults,
+    pub notices: Vec<Notice>,
+    /// What origins were told to do: `write`, `zero` or `flush`, the export, the first block.
+    pub origin_log: Vec<(&'static str, u8, u64)>,
+    options: Vec<ExportOptions>,
+    engine: Option<Engine>,
+    plan: ReservePlan,
+    now_ns: u64,
+    held: Vec<Effect>,
+    answers: BTreeMap<u32, Answer>,
+    told: BTreeMap<u32, Vec<(Piece, Vec<u8>)>>,
+    spans: BTreeMap<u32, Buffer>,
+    controls: BTreeMap<u32, Result<(), RequestError>>,
+    next_ticket: u32,
+    config: Config,
+}
+
+impl Bench {
+    pub fn new(exports: &[(Mode, Order)]) -> Self {
+        let mut disk = Disk { bytes: vec![0; DEVICE_BYTES as usize] };
+        let options = FormatOptions {
+            uuid: [7; 16],
+            secret: *b"sixteen secrets!",
+            segment_bytes: SEGMENT_BYTES_MIN,
+        };
+        ringfence_cache::format(&mut disk, &options).expect("formatted");
+        let size_bytes = EXPORT_BLOCKS * BLOCK_BYTES_U64;
+        let export = |(index, &(mode, order)): (usize, &(Mode, Order))| ExportOptions {
+            name: format!("export-{index}"),
+            uuid: [index as u8 + 1; 16],
+            origin: OriginIdentity { size_bytes, name: format!("origin-{index}") },
+            mode,
+            order,
+            dirty_bytes_max: None,
+            wait_ns_max: 2_000_000_000,
+        };
+        let receive_bytes = u64::from(TICKETS) * u64::from(WINDOW_BYTES);
+        let least = ReservePlan::new(0, receive_bytes, SEGMENT_BYTES_MIN);
+        let needed = least.expect_err("no reserve is too small").needed_bytes;
+        let plan = ReservePlan::new(needed, receive_bytes, SEGMENT_BYTES_MIN).expect("the least");
+        let options: Vec<_> = exports.iter().enumerate().map(export).collect();
+        let mut bench = Self {
+            disk,
+            origins: vec![vec![0xee; size_bytes as usize]; options.len()],
+            faults: Faults::default(),
+            notices: Vec::new(),
+            origin_log: Vec::new(),
+            options,
+            engine: None,
+            plan,
+            now_ns: 1_000_000_000,
+            held: Vec::new(),
+            answers: BTreeMap::new(),
+            told: BTreeMap::new(),
+            spans: BTreeMap::new(),
+            controls: BTreeMap::new(),
+            next_ticket: 0,
+            config: Config { requests_max: TICKETS, ..Config::default() },
+        };
+        bench.restart();
+        bench
+    }
+
+    fn now(&self) -> Now {
+        Now { monotonic_ns: self.now_ns, wall_ns: self.now_ns }
+    }
+
+    /// The process is killed and comes back; what was handed to the device has reached it.
+    pub fn restart(&mut self) {
+        self.engine = None;
+        self.held.clear();
+        let reserve = Reserve::allocate(self.plan.total_bytes());
+        let (config, now) = (self.config.clone(), self.now());
+        let opened = Engine::open(&mut self.disk, reserve, self.plan, &self.options, config, now);
+        self.engine = Some(opened.expect("an open cache").0);
+    }
+
+    pub fn engine(&mut self) -> &mut Engine {
+        self.engine.as_mut().expect("an open engine")
+    }
+
+    pub fn counter(&mut self, counter: ExportCounter) -> u64 {
+        self.engine().counters().get_export(ExportSlot(0), counter)
+    }
+
+    pub fn engine_counter(&mut self, counter: Counter) -> u64 {
+        self.engine().counters().get(counter)
+    }
+
+    fn step(&mut self, event: Event) {
+        let now = self.now();
+        self.engine().step(event, now);
+        let mut done = Vec::new();
+        while let Some(effect) = self.engine().next_effect() {
+            self.execute(effect, &mut done);
+        }
+        self.engine().check_invariants();
+        for (io, result) in done {
+            self.step(Event::IoDone { io, result });
+        }
+    }
+
+    fn execute(&mut self, effect: Effect, done: &mut Vec<(IoId, Result<(), IoError>)>) {
+        match effect {
+            Effect::DeviceRead { io, offset, buffer } => {
+                done.push((io, self.device_read(offset as usize, buffer)));
+            }
+            Effect::DeviceWrite { io, offset, buffer } => {
+                let engine = self.engine.as_mut().expect("open");
+                let bytes = engine.reserve().bytes(buffer);
+                let result = if self.faults.device_writes { Err(EIO) } else { Ok(()) };
+                if result.is_ok() {
+                    self.disk.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+                }
+                done.push((io, result));
+            }
+            Effect::DeviceFlush { io } => {
+                done.push((io, if self.faults.device_writes { Err(EIO) } else { Ok(()) }));
+            }
+            Effect::OriginRead { io, export, offset, buffer } => {
+                if self.faults.hold_origin_reads {
+                    return self.held.push(effect);
+                }
+                let failed = self.faults.origin_reads;
+                let origin = &self.origins[export.index()];
+                let engine = self.engine.as_mut().expect("open");
+                let bytes = engine.reserve().bytes_mut(buffer);
+                let inside = bytes.len().min(origin.len() - offset as usize);
+                bytes[..inside].copy_from_slice(&origin[offset as usize..][..inside]);
+                done.push((io, if failed { Err(EIO) } else { Ok(()) }));
+            }
+            Effect::OriginWrite { io, export, offset, buffer } => {
+                let engine = self.engine.as_mut().expect("open");
+                let bytes = engine.reserve().bytes(buffer).to_vec();
+                done.push((io, self.origin_change("write", export, offset, bytes)));
+            }
+            Effect::OriginZero { io, export, offset, length, .. } => {
+                let bytes = vec![0; length as usize];
+                done.push((io, self.origin_change("zero", export, offset, bytes)));
+            }
+            Effect::OriginFlush { io, export } => {
+                done.push((io, self.origin_change("flush", export, 0, Vec::new())));
+            }
+            Effect::Consumed { .. } => {}
+            Effect::Pieces { ticket } => self.take_pieces(ticket),
+            Effect::Complete { ticket, result } => self.complete(ticket, result),
+            Effect::ControlDone { token, result } => {
+                self.controls.insert(token, result);
+            }
+            Effect::Notice(notice) => self.notices.push(notice),
+        }
+    }
+
+    fn device_read(&mut self, offset: usize, buffer: Buffer) -> Result<(), IoError> {
+        let engine = self.engine.as_mut().expect("open");
+        let bytes = engine.reserve().bytes_mut(buffer);
+        let range = offset..offset + bytes.len();
+        if self.faults.unreadable.iter().any(|at| range.contains(at)) {
+            bytes.fill(0xdd);
+            return Err(EIO);
+        }
+        bytes.copy_from_slice(&self.disk.bytes[range]);
+        if self.faults.rot_reads > 0 {
+            self.faults.rot_reads -= 1;
+            bytes[9] ^= 4;
+        }
+        Ok(())
+    }
+
+    fn origin_change(
+        &mut self,
+        what: &'static str,
+        export: ExportSlot,
+        offset: u64,
+        bytes: Vec<u8>,
+    ) -> Result<(), IoError> {
+        if self.faults.origin_writes {
+            return Err(EIO);
+        }
+        self.origin_log.push((what, export.0, offset / BLOCK_BYTES_U64));
+        self.origins[export.index()][offset as usize..][..bytes.len()].copy_from_slice(&bytes);
+        Ok(())
+    }
+
+    fn take_pieces(&mut self, ticket: Ticket) {
+        let span = self.spans[&ticket.0];
+        while let Some(piece) = self.engine().next_piece(ticket) {
+            let part = span.part(piece.first * 4096, piece.blocks * 4096);
+            let bytes = self.engine().reserve().bytes(part).to_vec();
+            self.told.entry(ticket.0).or_default().push((piece, bytes));
+        }
+    }
+
+    fn complete(&mut self, ticket: Ticket, result: Result<(), RequestError>) {
+        let pieces = self.told.get(&ticket.0).into_iter().flatten();
+        let mut all = Vec::new();
+        for (piece, bytes) in pieces {
+            let part = self.spans[&ticket.0].part(piece.first * 4096, piece.blocks * 4096);
+            let engine = self.engine.as_mut().expect("open");
+            assert_eq!(engine.reserve().bytes(part), bytes, "what was told of stays as it is");
+            all.push(*piece);
+        }
+        self.answers.insert(ticket.0, Answer { result, pieces: all });
+    }
+
+    /// One turn.
+    pub fn turn(&mut self) {
+        self.step(Event::EndOfTurn);
+    }
+
+    /// Turns until nothing more happens by itself now.
+    pub fn settle(&mut self) {
+        (0..40).for_each(|_| self.turn());
+    }
+
+    /// Lets time pass.
+    pub fn pass(&mut self, ns: u64) {
+        for _ in 0..10 {
+            self.now_ns += ns / 10;
+            self.settle();
+        }
+    }
+
+    /// The origin answers what it was asked.
+    pub fn release_origin_reads(&mut self) {
+        self.faults.hold_origin_reads = false;
+        let mut done = Vec::new();
+        for effect in std::mem::take(&mut self.held) {
+            self.execute(effect, &mut done);
+        }
+        for (io, result) in done {
+            self.step(Event::IoDone { io, result });
+        }
+    }
+
+    fn ticket(&mut self) -> Ticket {
+        self.next_ticket = (self.next_ticket + 1) % TICKETS;
+        Ticket(self.next_ticket)
+    }
+
+    pub fn submit(&mut self, export: u8, command: Command, offset: u64, length: u64) -> Ticket {
+        let ticket = self.ticket();
+        self.answers.remove(&ticket.0);
+        self.told.remove(&ticket.0);
+        let window = self.plan.receive.piece(ticket.0 as usize, WINDOW_BYTES);
+        let command = match command {
+            Command::Read { in_pieces, .. } => {
+                let blocks = (offset % 4096 + length).div_ceil(4096);
+                let buffer = window.part(0, blocks as u32 * 4096);
+                self.engine().reserve().bytes_mut(buffer).fill(0xaa);
+                self.spans.insert(ticket.0, buffer);
+                Command::Read { buffer, in_pieces }
+            }
+            Command::Write { fua, .. } => {
+                Command::Write { buffer: window.part(0, length as u32), fua }
+            }
+            other => other,
+        };
+        let export = ExportSlot(export);
+        self.step(Event::Submit(Request { ticket, export, command, offset, length }));
+        ticket
+    }
+
+    pub fn answer(&self, ticket: Ticket) -> Option<Answer> {
+        self.answers.get(&ticket.0).cloned()
+    }
+
+    /// What was told of a read so far.
+    pub fn told(&self, ticket: Ticket) -> Vec<Piece> {
+        let pieces = self.told.get(&ticket.0).into_iter().flatten();
+        pieces.map(|(piece, _)| *piece).collect()
+    }
+
+    fn now_or_never(&mut self, ticket: Ticket) -> Answer {
+        self.settle();
+        self.answer(ticket).unwrap_or_else(|| panic!("{ticket:?} is not answered"))
+    }
+
+    /// Writes bytes that are all the same.
+    pub fn write(
+        &mut self,
+        export: u8,
+        offset: u64,
+        length: u64,
+        byte: u8,
+    ) -> Result<(), RequestError> {
+        let nowhere = Buffer { offset: 0, length: 0 };
+        let ticket = self.next_ticket + 1;
+        let window = self.plan.receive.piece((ticket % TICKETS) as usize, WINDOW_BYTES);
+        self.engine().reserve().bytes_mut(window.part(0, length as u32)).fill(byte);
+        let ticket =
+            self.submit(export, Command::Write { buffer: nowhere, fua: false }, offset, length);
+        self.now_or_never(ticket).result
+    }
+
+    /// Writes one block.
+    pub fn write_block(&mut self, block: u64, byte: u8) {
+        self.write(0, block * 4096, 4096, byte).expect("written");
+    }
+
+    pub fn flush(&mut self) -> Result<(), RequestError> {
+        let ticket = self.submit(0, Command::Flush, 0, 0);
+        self.now_or_never(ticket).result
+    }
+
+    pub fn begin_read(&mut self, export: u8, block: u64, blocks: u64, in_pieces: bool) -> Ticket {
+        let buffer = Buffer { offset: 0, length: 0 };
+        let command = Command::Read { buffer, in_pieces };
+        self.submit(export, command, block * 4096, blocks * 4096)
+    }
+
+    /// The first byte of each block that a finished read has in its buffer.
+    pub fn bytes_of(&mut self, ticket: Ticket) -> Vec<u8> {
+        let buffer = self.spans[&ticket.0];
+        let bytes = self.engine().reserve().bytes(buffer);
+        bytes.chunks_exact(4096).map(|block| block[0]).collect()
+    }
+
+    /// Reads in pieces: the first byte of each block, `None` where it cannot be read.
+    pub fn read(&mut self, block: u64, blocks: u64) -> Vec<Option<u8>> {
+        let ticket = self.begin_read(0, block, blocks, true);
+        let answer = self.now_or_never(ticket);
+        let mut found: Vec<_> = self.bytes_of(ticket).into_iter().map(Some).collect();
+        for piece in &answer.pieces {
+            for at in piece.first..piece.first + piece.blocks {
+                match piece.content {
+                    ringfence_cache::PieceContent::Failed(_) => found[at as usize] = None,
+                    ringfence_cache::PieceContent::Zeroes => found[at as usize] = Some(0),
+                    ringfence_cache::PieceContent::Data => {}
+                }
+            }
+        }
+        assert_eq!(answer.result.is_err(), found.contains(&None), "{answer:?}");
+        found
+    }
+
+    /// Reads whole: simple replies, or chunks that must not be split.
+    pub fn read_whole(&mut self, block: u64, blocks: u64) -> Result<Vec<u8>, RequestError> {
+        let ticket = self.begin_read(0, block, blocks, false);
+        let answer = self.now_or_never(ticket);
+        assert_eq!(answer.pieces, []);
+        answer.result.map(|()| self.bytes_of(ticket))
+    }
+
+    pub fn control(&mut self, action: Control) -> Option<Result<(), RequestError>> {
+        self.controls.remove(&1);
+        self.step(Event::Control { token: 1, action });
+        self.settle();
+        self.controls.remove(&1)
+    }
+
+    /// The first byte of a block of an origin.
+    pub fn origin(&self, export: u8, block: u64) -> u8 {
+        self.origins[usize::from(export)][block as usize * BLOCK_BYTES]
+    }
+}
