@@ -340,6 +340,41 @@ const RESERVE_METRICS: readonly MetricDefinition[] = [
     labels: [],
     samples: engineSample('ringPageFaults'),
   },
+  {
+    name: 'ringfence_ring_turns_total',
+    help: 'Times that the ring thread went around its loop.',
+    type: 'counter',
+    labels: [],
+    samples: engineSample('ringTurns'),
+  },
+  {
+    name: 'ringfence_ring_system_calls_total',
+    help: 'System calls of the ring thread for sockets and devices.',
+    type: 'counter',
+    labels: [],
+    samples: engineSample('ringSystemCalls'),
+  },
+  {
+    name: 'ringfence_ring_sleeps_total',
+    help: 'Times that the ring thread had nothing to do and slept.',
+    type: 'counter',
+    labels: [],
+    samples: engineSample('ringSleeps'),
+  },
+  {
+    name: 'ringfence_ring_spins_total',
+    help: 'Times that the ring thread looked for work instead of sleeping, and whether it came.',
+    type: 'counter',
+    labels: ['result'],
+    samples: ({ snapshot }) => {
+      const hits = Number(snapshot.engine('ringSpinHits'));
+      const misses = Math.max(0, Number(snapshot.engine('ringSpins')) - hits);
+      return [
+        { labels: { result: 'hit' }, value: hits },
+        { labels: { result: 'miss' }, value: misses },
+      ];
+    },
+  },
 ];
 
 /** All of them, in the order of the page. */

@@ -23,6 +23,11 @@ export const LAYOUT: CounterLayout = {
     'latched',
     'ringAllocations',
     'ringPageFaults',
+    'ringTurns',
+    'ringSystemCalls',
+    'ringSleeps',
+    'ringSpins',
+    'ringSpinHits',
   ],
   exportNames: [
     'hitBytes',

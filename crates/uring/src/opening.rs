@@ -10,6 +10,7 @@ use crate::options::{
 };
 use crate::origin::{self, Origin};
 use crate::runtime::Runtime;
+use crate::spin::Spin;
 use crate::storage::DirectStorage;
 use crate::thread::{REQUESTS_MAX, Start, start};
 use crate::window::CONNECTION_BYTES;
@@ -105,7 +106,7 @@ pub fn open(
             mapping,
             plan,
             connections_max: spec.connections_max,
-            spin_us: spec.spin_us,
+            spin: Spin::new(u64::from(spec.spin_us) * 1000),
             cpu: spec.cpu,
             cache: Some(storage.into_device()),
             origins: slotted,

@@ -14,7 +14,7 @@ use crate::ring::{Ios, Kernel, OriginTarget, Parts, Ring, file};
 use crate::runtime::Runtime;
 use crate::shared::{Command, RingEvent, Shared};
 use crate::signal::spawn_quiet;
-use crate::spin::{Spin, cpus_allowed};
+use crate::spin::Spin;
 use crate::window::CONNECTION_BYTES;
 use ringfence_cache::counters::Counters;
 use ringfence_cache::limits::EXPORTS_MAX;
@@ -48,8 +48,8 @@ pub struct Start<C> {
     pub plan: ReservePlan,
     /// Connections at a time.
     pub connections_max: u32,
-    /// How long to spin.
-    pub spin_us: u32,
+    /// When to spin.
+    pub spin: Spin,
     /// Where to run.
     pub cpu: Option<u32>,
     /// The cache device.
@@ -69,6 +69,8 @@ pub struct CoreSpec {
     pub connections_max: u32,
     /// How long to spin.
     pub spin_us: u32,
+    /// Whether to spin without asking whether it pays.
+    pub spin_always: bool,
     /// By slot: size in bytes, and whether writes are refused.
     pub exports: Vec<(u64, bool)>,
 }
@@ -102,6 +104,7 @@ pub fn start_core<C: Core + Send + 'static>(
         exports: Vec::new(),
         guards: Vec::new(),
     };
+    let spin_ns = u64::from(spec.spin_us) * 1000;
     let (core, _locked) = allocation::locking(|| build(mapping.reserve(plan.total_bytes())));
     start(
         Start {
@@ -111,7 +114,7 @@ pub fn start_core<C: Core + Send + 'static>(
             mapping,
             plan,
             connections_max: spec.connections_max,
-            spin_us: spec.spin_us,
+            spin: if spec.spin_always { Spin::always(spin_ns) } else { Spin::new(spin_ns) },
             cpu: None,
             cache: None,
             origins: Vec::new(),
@@ -199,7 +202,6 @@ fn run<C: Core>(
 ) -> Result<(), &'static str> {
     // Before the ring exists, so that the kernel's workers for it inherit it.
     let flusher = guards::io_flusher();
-    let cpus = cpus_allowed();
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
@@ -209,8 +211,7 @@ fn run<C: Core>(
     let devices = (start.cache.take(), std::mem::take(&mut start.origins));
     let counters = shared.counters.clone();
     // Whether locking is permitted at all was seen when the reserve was locked.
-    let (built, _locked) =
-        allocation::locking(|| build(start, &devices, cpus, shared, commands, events));
+    let (built, _locked) = allocation::locking(|| build(start, &devices, shared, commands, events));
     let mut ring = match built {
         Ok(ring) => ring,
         Err(error) => {
@@ -232,7 +233,6 @@ fn run<C: Core>(
 fn build<C: Core>(
     start: Start<C>,
     (cache, origins): &(Option<Device>, Vec<(ExportSlot, Origin)>),
-    cpus: usize,
     shared: Arc<Shared>,
     commands: Consumer<Command>,
     events: Producer<RingEvent>,
@@ -254,7 +254,7 @@ fn build<C: Core>(
         requests_max: REQUESTS_MAX,
         ios: Ios::new(targets, Ios::zeroes()?),
         exports: start.exports,
-        spin: Spin::new(u64::from(start.spin_us) * 1000, cpus),
+        spin: start.spin,
     }))
 }
 

@@ -305,6 +305,48 @@ fn payload_that_comes_back_while_the_ring_spins_makes_room() {
 }
 
 #[test]
+fn replies_that_a_full_socket_cuts_short_arrive_whole() {
+    let host = host(Setup { spin_us: 5_000, ..Setup::default() });
+    let (mut simple, mut chunked) = (host.connect(), host.attach(0, true, false));
+    let data = pattern(0, 16 << 20, 5);
+    assert_eq!(simple.write(0, &data), 0);
+    for round in 0..20_u64 {
+        for _ in 0..100 {
+            assert_eq!(simple.get(0, 512), Ok(data[..512].to_vec()));
+        }
+        assert!(host.counter("ringSpinHits") > 0, "it spins");
+        // Far more than a socket holds: the first reply goes out directly as far as it can, the
+        // rest and the others follow while the client makes room.
+        let wanted: Vec<_> = (0..4).map(|step| (round * 100 + step) << 12).collect();
+        let length = (1 << 20) - 4096 * round as u32;
+        let cookies: Vec<_> =
+            wanted.iter().map(|offset| simple.request(READ, *offset, length, &[])).collect();
+        assert_eq!(chunked.get(4096, 4096), Ok(data[4096..8192].to_vec()), "nobody is held up");
+        for (offset, cookie) in wanted.iter().zip(cookies) {
+            assert_eq!(simple.simple_reply(), (0, cookie));
+            let (from, to) = (*offset as usize, *offset as usize + length as usize);
+            assert!(simple.read(length as usize) == data[from..to], "at {offset}");
+        }
+    }
+}
+
+#[test]
+fn a_client_that_dies_while_it_is_answered_directly_leaves_nothing_behind() {
+    let host = host(Setup { spin_us: 5_000, connections_max: 2, ..Setup::default() });
+    for round in 0..50 {
+        let mut victim = host.connect();
+        for _ in 0..50 {
+            assert_eq!(victim.write(0, &[1; 4096]), 0);
+        }
+        victim.request(READ, 0, 1 << 20, &[]);
+        drop(victim);
+        host.until("its end", |host| host.reasons().len() == round + 1);
+    }
+    assert!(host.counter("ringSpinHits") > 0, "it spins");
+    assert_eq!(host.connect().get(0, 4096), Ok([vec![1; 4096]].concat()));
+}
+
+#[test]
 fn many_connections_share_the_ring() {
     for spin_us in [0, 50] {
         let host = host(Setup { connections_max: 32, spin_us, ..Setup::default() });

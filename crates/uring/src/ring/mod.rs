@@ -150,13 +150,17 @@ impl<C: Core> Ring<C> {
         self.take_completions();
         self.expire_handshakes();
         self.serve_runnable();
+        if self.spin.limit_ns().is_some() {
+            // Answers are sent at once: the client can go on while the engine looks around.
+            self.serve_touched();
+        }
         self.now = self.clock.now();
         self.feed(Event::EndOfTurn);
         self.serve_touched();
         self.advance_stop();
         // What was queued by stopping, or freed by it.
         self.serve_touched();
-        self.spin.turn(self.requests_in_turn);
+        self.spin.turn(self.requests_in_turn, self.now.monotonic_ns);
         if std::mem::take(&mut self.events_waiting) {
             self.shared.event_signal.ring();
         }

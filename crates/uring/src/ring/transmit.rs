@@ -11,6 +11,7 @@ use ringfence_cache::limits::{STEP_BYTES_MAX, ZERO_STEP_BYTES_MAX};
 use ringfence_cache::{Buffer, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
 use ringfence_wire::{Cookie, ErrorCode, Operation, Rejection, ReplyStyle, RequestHeader};
+use std::os::fd::AsRawFd;
 
 /// What a connection gets per turn before the next one has its chance.
 const TURN_BYTES: u64 = 256 << 10;
@@ -333,9 +334,12 @@ impl<C: Core> Ring<C> {
 
     /// Sends what is ready, receives what there is room for, ends what has ended.
     pub(super) fn advance_transmission(&mut self, slot: u16) {
+        if let Some(message) = self.connections[usize::from(slot)].replies.start() {
+            self.send(slot, message);
+        }
         let connection = &mut self.connections[usize::from(slot)];
-        if let Some(message) = connection.replies.start() {
-            self.kernel.push_message(u32::from(slot), message);
+        if connection.state != State::Transmission {
+            return;
         }
         if connection.leaving && connection.is_quiet() {
             return self.begin_closing(slot, "the client disconnected");
@@ -356,6 +360,25 @@ impl<C: Core> Ring<C> {
         } else {
             self.push_receive(slot);
         }
+    }
+
+    /// Sends a batch of replies. While the ring spins there is no system call that it could ride
+    /// with, so it goes out directly; what the socket has no room for is left to the kernel.
+    fn send(&mut self, slot: u16, message: *const libc::msghdr) {
+        let fd = self.connections[usize::from(slot)].fd.as_ref();
+        let Some(fd) = fd.filter(|_| self.spin.limit_ns().is_some()) else {
+            return self.kernel.push_message(u32::from(slot), message);
+        };
+        self.shared.counters.add(RingCounter::SystemCalls, 1);
+        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+        // SAFETY: the message, its pieces and what they point to belong to the batch, which stays
+        // as it is until `sent` has heard of it.
+        let result = unsafe { libc::sendmsg(fd.as_raw_fd(), message, flags) };
+        if result >= 0 {
+            return self.sent(slot, i32::try_from(result).expect("no more than a batch"));
+        }
+        // An error is told to the one who waits for it, the kernel's way.
+        self.kernel.push_message(u32::from(slot), message);
     }
 
     /// Lets the kernel receive, if there is room.

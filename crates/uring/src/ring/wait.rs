@@ -20,14 +20,19 @@ impl<C: Core> Ring<C> {
             return;
         }
         let deadline_ns = self.deadline_ns();
-        if !self.spinning.is_empty() {
-            self.kernel.submit();
-            if self.spin_until(deadline_ns) {
-                return;
-            }
-            self.arm_spinning();
-        }
         let idle_since_ns = monotonic_ns();
+        let found = !self.spinning.is_empty() && {
+            self.kernel.submit();
+            self.spin_until(idle_since_ns, deadline_ns)
+        };
+        if !found {
+            self.arm_spinning();
+            self.sleep(deadline_ns);
+        }
+        self.spin.idle(monotonic_ns().saturating_sub(idle_since_ns));
+    }
+
+    fn sleep(&mut self, deadline_ns: Option<u64>) {
         self.shared.sleeping.store(true, Ordering::Relaxed);
         // A command put before the flag was seen rings no bell: look once more. The fence pairs
         // with the one in `Runtime::command`.
@@ -39,7 +44,6 @@ impl<C: Core> Ring<C> {
             self.kernel.wait(deadline_ns);
         }
         self.shared.sleeping.store(false, Ordering::Relaxed);
-        self.spin.idle(monotonic_ns().saturating_sub(idle_since_ns));
     }
 
     /// The earliest thing that happens by itself.
@@ -50,26 +54,20 @@ impl<C: Core> Ring<C> {
     }
 
     /// Looks for work for a while. Returns whether there is some, or a deadline has passed.
-    fn spin_until(&mut self, deadline_ns: Option<u64>) -> bool {
+    fn spin_until(&mut self, start_ns: u64, deadline_ns: Option<u64>) -> bool {
         let Some(limit_ns) = self.spin.limit_ns() else { return false };
         self.shared.counters.add(RingCounter::Spins, 1);
-        let start_ns = monotonic_ns();
-        let end_ns = deadline_ns.map_or(u64::MAX, |deadline| deadline).min(start_ns + limit_ns);
+        let deadline_ns = deadline_ns.unwrap_or(u64::MAX);
+        let end_ns = deadline_ns.min(start_ns + limit_ns);
         loop {
-            let hit = self.try_receive() || self.kernel.has_completions();
-            let now_ns = monotonic_ns();
-            if hit || self.commands.has_items() {
+            if self.try_receive() || self.kernel.has_completions() || self.commands.has_items() {
                 self.shared.counters.add(RingCounter::SpinHits, 1);
-                self.spin.idle(now_ns - start_ns);
                 self.kernel.submit();
                 return true;
             }
+            let now_ns = monotonic_ns();
             if now_ns >= end_ns {
-                let deadline_passed = deadline_ns.is_some_and(|deadline| now_ns >= deadline);
-                if !deadline_passed {
-                    self.spin.idle(now_ns - start_ns);
-                }
-                return deadline_passed;
+                return now_ns >= deadline_ns;
             }
             std::hint::spin_loop();
         }

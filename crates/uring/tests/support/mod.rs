@@ -221,6 +221,7 @@ impl Host {
             reserve_bytes: (96 << 20) + u64::from(setup.connections_max) * (4 << 20),
             connections_max: setup.connections_max,
             spin_us: setup.spin_us,
+            spin_always: true,
             exports,
         };
         let disk_switches = switches.clone();
