@@ -4,7 +4,7 @@ import { ringfenceError } from './errors.ts';
 import type { NativeEngine } from './native.ts';
 
 /** What an operator can ask of the engine. */
-export type Action = 'flush' | 'drain';
+export type Action = 'flush' | 'drain' | 'resolve';
 
 /** The actions of one engine. */
 export interface Actions {

@@ -166,6 +166,14 @@ export const ERRORS = {
   RF_EXPORT_UNKNOWN: failed(
     (name: string, known: string) => `There is no export "${name}"; the daemon serves ${known}.`,
   ),
+  RF_DAMAGED: failed(
+    (name: string) =>
+      `Data of "${name}" is damaged, and its origin gets nothing newer: look at the log for what ` +
+      `is lost, restore or overwrite it, then say "ringfence resolve ${name} --accept-loss".`,
+  ),
+  RF_NOT_DAMAGED: failed(
+    (name: string) => `Destaging of "${name}" does not stand still: there is nothing to resolve.`,
+  ),
   RF_ACTION: failed((action: string, reason: string) => `The ${action} failed: ${reason}.`),
   RF_NOT_READY: failed((state: string) => `The daemon is ${state}: try again later.`),
   RF_INTERNAL: failed(

@@ -176,8 +176,33 @@ async function handleControl(parts: Parts, request: ControlRequest): Promise<nul
   }
   const { engine, actions } = serving(parts);
   if (request.verb === 'status') return currentStatus(parts);
-  await actions.run(request.verb, slotOf(engine.opened, request.export));
+  const slot = slotOf(engine.opened, request.export);
+  if (request.verb === 'resolve') {
+    if (damagedExport(parts, slot) === null)
+      throw ringfenceError('RF_NOT_DAMAGED', [request.export]);
+    parts.log.warn({ export: request.export }, 'an operator gives up what is damaged');
+  }
+  try {
+    await actions.run(request.verb, slot);
+  } catch (error) {
+    const damaged = request.verb === 'drain' ? damagedExport(parts, slot) : null;
+    if (damaged !== null) throw ringfenceError('RF_DAMAGED', [damaged], error);
+    throw error;
+  }
   return null;
+}
+
+/** The first export, of one or of all for null, whose destaging stands still before damage. */
+function damagedExport(parts: Parts, slot: number | null): string | null {
+  if (parts.session === null) return null;
+  const { engine } = parts.session;
+  const snapshot = takeSnapshot(engine, parts.layout);
+  const found = engine.opened.exports.find(
+    (candidate) =>
+      (slot === null || candidate.slot === slot) &&
+      snapshot.ofExport(candidate.slot, 'damaged') !== 0n,
+  );
+  return found?.name ?? null;
 }
 
 function currentStatus(parts: Parts): Status {

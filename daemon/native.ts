@@ -151,8 +151,11 @@ export interface NativeEngine {
   ): void;
   /** Sends what is waiting, then closes. */
   close(connection: ConnectionId): void;
-  /** Starts an operator's action; `controlDone` with the token tells its end. */
-  control(token: number, action: 'flush' | 'drain' | 'stop', slot: number | null): void;
+  /**
+   * Starts an operator's action; `controlDone` with the token tells its end. `resolve` is for one
+   * export: destage passes over what is damaged, which is lost.
+   */
+  control(token: number, action: 'flush' | 'drain' | 'resolve' | 'stop', slot: number | null): void;
   /** All events since the last call. */
   drainEvents(): NativeEvent[];
   /** Copies all counters into `into`, as `counterLayout()` describes. */

@@ -240,7 +240,7 @@ export interface Listening {
 }
 
 /** An operator's action. */
-export type NativeAction = 'flush' | 'drain' | 'stop'
+export type NativeAction = 'flush' | 'drain' | 'resolve' | 'stop'
 
 /** What the ring tells JavaScript. */
 export type NativeEvent =

@@ -9,6 +9,7 @@ import { addDoctorCommand } from './doctor.ts';
 import { addDrainCommand } from './drain.ts';
 import { addFlushCommand } from './flush.ts';
 import { addFormatCommand } from './format.ts';
+import { addResolveCommand } from './resolve.ts';
 import { addServeCommand } from './serve.ts';
 import { addStatusCommand } from './status.ts';
 import { addStopCommand } from './stop.ts';
@@ -30,6 +31,7 @@ export function buildProgram(context: Context): Command {
   addStatusCommand(program, context);
   addFlushCommand(program, context);
   addDrainCommand(program, context);
+  addResolveCommand(program, context);
   addStopCommand(program, context);
   addDoctorCommand(program, context);
   addCheckCommand(program, context);

@@ -15,6 +15,7 @@ export const REQUEST_SCHEMA = z.discriminatedUnion('verb', [
   z.strictObject({ verb: z.literal('status') }),
   z.strictObject({ verb: z.literal('flush'), export: z.string().nullable() }),
   z.strictObject({ verb: z.literal('drain'), export: z.string().nullable() }),
+  z.strictObject({ verb: z.literal('resolve'), export: z.string(), accept_loss: z.literal(true) }),
   z.strictObject({ verb: z.literal('stop') }),
 ]);
 

@@ -12,6 +12,7 @@ const NEEDED = [
   { package: 'libnbd-bin', program: 'nbdcopy' },
   { package: 'mount', program: 'losetup' },
   { package: 'nbd-client', program: 'nbd-client' },
+  { package: 'nbdfuse', program: 'nbdfuse' },
   { package: 'nbdkit', program: 'nbdkit' },
   { package: 'prometheus', program: 'promtool' },
   { package: 'python3-libnbd', file: '/usr/lib/python3/dist-packages/nbd.py' },

@@ -75,7 +75,9 @@ function assertRefused(t: ExecutionContext, self: Command, exit: number, message
 test('help is help, and nothing at all is a mistake', async (t) => {
   const help = command();
   t.is(await help.run('--help'), 0);
-  for (const verb of ['format', 'serve', 'status', 'flush', 'drain', 'stop', 'doctor', 'check']) {
+  for (const verb of [
+    ...['format', 'serve', 'status', 'flush', 'drain', 'resolve', 'stop', 'doctor', 'check'],
+  ]) {
     t.regex(help.output, new RegExp(`^  ${verb}\\b`, 'm'));
   }
   t.is(await command().run('--version'), 0);
@@ -341,6 +343,23 @@ test('flush and drain name their export', async (t) => {
     { verb: 'drain', export: 'disk' },
   ]);
   t.regex(self.output, /The origin of "disk" has everything/);
+});
+
+test('resolve names its export and wants the loss to be accepted', async (t) => {
+  const control = join(await temporaryFolder(t), 'control.sock');
+  const asked: unknown[] = [];
+  const server = await startControlServer(control, async (request) => {
+    asked.push(request);
+    return null;
+  });
+  t.teardown(() => server.close());
+  const self = command();
+  t.is(await self.run('resolve', 'disk', '--control', control), 2);
+  t.regex(self.errors, /--accept-loss/);
+  t.deepEqual(asked, []);
+  t.is(await self.run('resolve', 'disk', '--accept-loss', '--control', control), 0);
+  t.deepEqual(asked, [{ verb: 'resolve', export: 'disk', accept_loss: true }]);
+  t.regex(self.output, /"disk" is given up/);
 });
 
 test('without a daemon every verb that needs one says so', async (t) => {

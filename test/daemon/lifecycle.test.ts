@@ -219,6 +219,28 @@ test('a signal stops the daemon, also one that comes while it starts', async (t)
   t.deepEqual(callNames(early), ['open', 'shutdown']);
 });
 
+test('a damaged export is named by a drain that fails, and resolved alone', async (t) => {
+  const self = await setting(t);
+  await self.start();
+  const { control } = self.config;
+  const asked = () => self.native.calls.filter(([name]) => name === 'control');
+  const resolve = (name: string) =>
+    askDaemon(control, { verb: 'resolve', export: name, accept_loss: true });
+  await t.throwsAsync(resolve('disk'), { code: 'RF_NOT_DAMAGED' });
+  t.is(asked().length, 0);
+  self.native.counterValues[PLACES.ofExport(1, 'damaged')] = 1n;
+  const drain = askDaemon(control, { verb: 'drain', export: null });
+  while (asked().length < 1) await new Promise((done) => setImmediate(done));
+  self.native.emit({ type: 'controlDone', token: Number(asked()[0]?.[1]), error: 'I/O error' });
+  await t.throwsAsync(drain, { code: 'RF_DAMAGED', message: /ringfence resolve image --accept/ });
+  await t.throwsAsync(resolve('disk'), { code: 'RF_NOT_DAMAGED' });
+  const resolved = resolve('image');
+  while (asked().length < 2) await new Promise((done) => setImmediate(done));
+  t.deepEqual(asked()[1]?.slice(2), ['resolve', 1]);
+  self.native.emit({ type: 'controlDone', token: Number(asked()[1]?.[1]), error: null });
+  t.is(await resolved, null);
+});
+
 test('a drain on the way fails when the daemon stops', async (t) => {
   const self = await setting(t);
   const daemon = await self.start();

@@ -121,6 +121,8 @@ pub enum ControlAction {
     Flush,
     /// Everything dirty is on the origin.
     Drain,
+    /// What keeps an export's destage standing still is given up.
+    Resolve,
     /// A last flush; nothing is appended afterwards.
     Stop,
 }

@@ -188,6 +188,10 @@ impl Runtime {
         let action = match action {
             ControlAction::Flush => Control::Flush,
             ControlAction::Drain => Control::Drain(export),
+            ControlAction::Resolve => {
+                let missing = RuntimeError::Argument { what: "one export at a time is resolved" };
+                Control::AcceptLoss(export.ok_or(missing)?)
+            }
             ControlAction::Stop => Control::Stop,
         };
         self.check_running()?;

@@ -34,6 +34,8 @@ pub enum NativeAction {
     Flush,
     /// Everything dirty is on the origin.
     Drain,
+    /// What keeps an export's destage standing still is given up.
+    Resolve,
     /// A last flush; nothing is appended afterwards.
     Stop,
 }
@@ -157,6 +159,7 @@ impl From<NativeAction> for ControlAction {
         match action {
             NativeAction::Flush => Self::Flush,
             NativeAction::Drain => Self::Drain,
+            NativeAction::Resolve => Self::Resolve,
             NativeAction::Stop => Self::Stop,
         }
     }

@@ -116,6 +116,9 @@ impl Engine {
 
     pub(super) fn batch_is_read(&mut self, index: usize) {
         if let Some(error) = self.destagers[index].error.take() {
+            if self.latched {
+                return self.stop_for_good(index);
+            }
             return self.fail_destage(index, error, false);
         }
         let destager = &mut self.destagers[index];
@@ -135,6 +138,13 @@ impl Engine {
         export.tries_again = unreadable || may_be_paid;
         export.retry_at_ns = now_ns + DAMAGE_RETRY_NS;
         self.stop_damaged(index, block, newest);
+    }
+
+    /// What is lost can no longer be said: the cache device has failed.
+    pub(super) fn stop_for_good(&mut self, index: usize) {
+        let slot = self.destagers[index].export;
+        self.exports.get_mut(slot).tries_again = false;
+        self.stop_damaged(index, None, Sequence(0));
     }
 
     pub(super) fn stop_damaged(&mut self, index: usize, block: Option<u64>, up_to: Sequence) {
@@ -250,7 +260,8 @@ impl Engine {
         let export = self.exports.get_mut(destager.export);
         export.origin_written = destager.done.sequence;
         let in_debt = !destager.debts.is_empty();
-        let keeps_up = export.order == Order::Strict && !in_debt;
+        // After the cache device has failed the whole epoch goes: no watermark keeps up with it.
+        let keeps_up = export.order == Order::Strict && !in_debt && !self.latched;
         if destager.epoch_ended && in_debt {
             self.stop_in_debt(index);
         } else if destager.epoch_ended

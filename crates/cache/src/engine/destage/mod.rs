@@ -27,6 +27,7 @@ use super::api::{Effect, IoError};
 use super::carried::CarriedKey;
 use super::exports::{Cursor, DirtyAccount};
 use super::tables::IoOwner;
+use crate::config::Order;
 use crate::counters::ExportCounter;
 use crate::geometry::LogAddress;
 use crate::limits::{DESTAGE_BATCH_BYTES, DESTAGERS};
@@ -227,6 +228,7 @@ impl Engine {
     fn assign_destager(&mut self, slot: ExportSlot) {
         let durable = self.log.durable();
         let now_ns = self.now.monotonic_ns;
+        let may_go_on = self.may_destage_latched(slot);
         let export = self.exports.get_mut(slot);
         let wanted = export.configured
             && export.destage_enabled
@@ -236,7 +238,7 @@ impl Engine {
             && export.destage_target > export.watermark
             && durable > export.watermark
             && (export.origin_up || now_ns >= export.retry_at_ns)
-            && !self.latched
+            && (!self.latched || may_go_on)
             && !self.stopping;
         if !wanted {
             return;
@@ -267,6 +269,14 @@ impl Engine {
         self.begin_round(index.expect("it was just assigned"));
     }
 
+    /// Whether destage may begin after the cache device has failed (rule 32): what is durable may
+    /// go to the origin. In strict order not beyond an epoch whose watermark is not durable, and
+    /// it never will be (rule 19); in relaxed order a restart writes it all again anyway.
+    fn may_destage_latched(&self, slot: ExportSlot) -> bool {
+        let export = self.exports.get(slot);
+        export.order == Order::Relaxed || export.watermark_is_durable(self.log.durable())
+    }
+
     /// Decides how far the next round goes.
     fn begin_round(&mut self, index: usize) {
         let geometry = self.log.geometry;
@@ -283,7 +293,11 @@ impl Engine {
     pub(super) fn destage_deadline_ns(&self) -> Option<u64> {
         let due = |slot: ExportSlot| {
             let export = self.exports.get(slot);
-            if !export.is_dirty() || !export.configured || export.destaging || self.latched {
+            if !export.is_dirty() || !export.configured || export.destaging {
+                return None;
+            }
+            let has_durable = self.log.durable() > export.watermark;
+            if self.latched && !(has_durable && self.may_destage_latched(slot)) {
                 return None;
             }
             if !export.origin_up || export.damaged && export.tries_again {
@@ -319,6 +333,9 @@ impl Engine {
     fn flush_origin(&mut self, index: usize) {
         let lost_in = self.destagers[index].lost_in;
         if lost_in > self.log.durable() {
+            if self.latched {
+                return self.stop_for_good(index);
+            }
             return self.log.want_durable(lost_in);
         }
         if self.ios.free() == 0 {
