@@ -44,6 +44,8 @@ export interface Config {
   readonly cpu: number | null;
   /** Go on where durable data is damaged, losing what is named. */
   readonly acceptLoss: boolean;
+  /** Memory of the index, or null for as much as the cache device's size asks for. */
+  readonly indexBytes: bigint | null;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
 
@@ -61,6 +63,7 @@ export const CONFIG_DEFAULTS = {
   spinUs: 50,
   cpu: null,
   acceptLoss: false,
+  indexBytes: null,
   logLevel: 'info',
 } as const satisfies PartialConfig;
 
@@ -99,6 +102,7 @@ const EXPORT_SCHEMA = z.strictObject({
   order: z.enum(ORDERS).default(EXPORT_DEFAULTS.order),
   dirty_max: size.optional(),
   wait: duration.optional(),
+  origin_timeout: duration.optional(),
 });
 
 /** The file, key by key. */
@@ -114,6 +118,7 @@ export const FILE_SCHEMA = z.strictObject({
   spin_us: z.int().min(0).max(SPIN_US_MAX).optional(),
   cpu: z.int().nonnegative().optional(),
   accept_loss: z.boolean().optional(),
+  index: size.optional(),
   log_level: z.enum(LOG_LEVELS).optional(),
   export: z.array(EXPORT_SCHEMA).optional(),
 });
@@ -158,6 +163,7 @@ export function parseConfigFile(file: string, source: string): PartialConfig {
     spinUs: data.spin_us,
     cpu: data.cpu,
     acceptLoss: data.accept_loss,
+    indexBytes: data.index,
     logLevel: data.log_level,
     exports: data.export?.map((given) => ({
       name: given.name,
@@ -166,6 +172,7 @@ export function parseConfigFile(file: string, source: string): PartialConfig {
       order: given.order,
       dirtyBytesMax: given.dirty_max ?? EXPORT_DEFAULTS.dirtyBytesMax,
       waitMs: given.wait ?? EXPORT_DEFAULTS.waitMs,
+      originTimeoutMs: given.origin_timeout ?? EXPORT_DEFAULTS.originTimeoutMs,
     })),
   };
 }

@@ -24,6 +24,8 @@ export interface ExportConfig {
   readonly dirtyBytesMax: bigint | null;
   /** How long a write waits for room, and a miss for an origin that is away. */
   readonly waitMs: number;
+  /** How long a request to the origin may take until the origin counts as down. */
+  readonly originTimeoutMs: number;
 }
 
 /** What an export is that says nothing else. */
@@ -32,6 +34,7 @@ export const EXPORT_DEFAULTS = {
   order: 'strict',
   dirtyBytesMax: null,
   waitMs: 30_000,
+  originTimeoutMs: 30_000,
 } as const satisfies Omit<ExportConfig, 'name' | 'origin'>;
 
 /** Exports of one cache: a bit of a 64-bit set each (`limits::EXPORTS_MAX`). */
@@ -109,10 +112,12 @@ function parseOption(text: string, key: string, value: string): Partial<ExportCo
       return { dirtyBytesMax: parseSizeBytes(value) };
     case 'wait':
       return { waitMs: parseDurationMs(value) };
+    case 'origin-timeout':
+      return { originTimeoutMs: parseDurationMs(value) };
     default:
       throw ringfenceError('RF_EXPORT_SYNTAX', [
         text,
-        `"${key}" is none of its options mode, order, dirty-max and wait`,
+        `"${key}" is none of its options mode, order, dirty-max, wait and origin-timeout`,
       ]);
   }
 }

@@ -21,6 +21,8 @@ export interface NativeExport {
   readonly dirtyBytesMax: bigint | null;
   /** How long a write waits for room, and a miss for an origin that is away. */
   readonly waitMs: number;
+  /** How long a request to the origin may take until the origin counts as down. */
+  readonly originTimeoutMs: number;
 }
 
 /** How the engine is to run. */
@@ -33,6 +35,8 @@ export interface NativeOpenOptions {
   /** CPU to pin the ring thread to, or null. */
   readonly cpu: number | null;
   readonly acceptLoss: boolean;
+  /** Memory of the index; null: as much as the cache device's size asks for. */
+  readonly indexBytes: bigint | null;
   readonly exports: readonly NativeExport[];
 }
 

@@ -56,6 +56,13 @@ export interface Status {
     /** Allocations by the ring thread since it started to serve. */
     readonly ring_allocations: number;
   };
+  readonly index: {
+    /** Memory of all tables beside the reserve: index, checksums, admission. */
+    readonly size_bytes: number;
+    /** Leaves of 4 KiB, each for 512 neighbouring blocks. */
+    readonly leaves: number;
+    readonly leaves_used: number;
+  };
   readonly guards: Readonly<
     Record<string, { readonly up: boolean; readonly advice: string | null }>
   >;
@@ -84,6 +91,11 @@ export function buildStatus(
       recovery_ms: opened.recoveryMs,
     },
     reserve: reserveStatus(snapshot, config.connectionsMax),
+    index: {
+      size_bytes: Number(snapshot.engine('tablesBytes')),
+      leaves: Number(snapshot.engine('leavesTotal')),
+      leaves_used: Number(snapshot.engine('leavesUsed')),
+    },
     guards: guardStatus(opened.guards),
     exports: opened.exports.map((found) => {
       const given = config.exports.find(({ name }) => name === found.name);

@@ -228,6 +228,13 @@ const ORIGIN_METRICS: readonly MetricDefinition[] = [
     samples: exportSamples('originUp'),
   },
   {
+    name: 'ringfence_origin_late_requests',
+    help: 'Requests that the origin has not answered within the limit of the export.',
+    type: 'gauge',
+    labels: ['export'],
+    samples: exportSamples('originLate'),
+  },
+  {
     name: 'ringfence_origin_requests_total',
     help: 'Requests to the origin.',
     type: 'counter',

@@ -276,6 +276,8 @@ export interface NativeExport {
   dirtyBytesMax: bigint | null
   /** How long a write waits for room, and a miss for an origin that is away. */
   waitMs: number
+  /** How long a request to the origin may take until the origin counts as down. */
+  originTimeoutMs: number
 }
 
 /** When writes are answered. */
@@ -329,6 +331,8 @@ export interface NativeOpenOptions {
   cpu: number | null
   /** Go on where durable data is damaged, losing what is named. */
   acceptLoss: boolean
+  /** Memory of the index; null: as much as the cache device's size asks for. */
+  indexBytes: bigint | null
   /** What is served. */
   exports: Array<NativeExport>
 }

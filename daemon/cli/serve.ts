@@ -41,7 +41,7 @@ export function addServeCommand(program: Command, context: Context): void {
     .option(
       '--export <name=origin>',
       'an export, with ,mode=writeback|writethrough|readonly ,order=strict|relaxed ' +
-        ',dirty-max=SIZE ,wait=DURATION behind it; may be repeated',
+        ',dirty-max=SIZE ,wait=DURATION ,origin-timeout=DURATION behind it; may be repeated',
       collectedBy(parseExport),
     )
     .option(
@@ -67,6 +67,11 @@ export function addServeCommand(program: Command, context: Context): void {
       wholeNumber(0, SPIN_US_MAX),
     )
     .option('--cpu <number>', 'pin the ring thread to this CPU', wholeNumber(0, CPU_MAX))
+    .option(
+      '--index <size>',
+      'memory of the index (default: about 12 bytes per 4 KiB of cache device, at least 16 MiB)',
+      parsedBy(parseSizeBytes),
+    )
     .option('--accept-loss', 'go on where durable data is damaged, losing what is named')
     .option(
       '--log-level <level>',
@@ -87,14 +92,15 @@ interface ServeOptions {
   readonly connectionsMax?: number;
   readonly spinUs?: number;
   readonly cpu?: number;
+  readonly index?: bigint;
   readonly acceptLoss?: boolean;
   readonly logLevel?: Config['logLevel'];
   readonly config?: string;
 }
 
 async function configOf(options: ServeOptions): Promise<Config> {
-  const { config: file, export: exports, reserve: reserveBytes, ...rest } = options;
-  const said: PartialConfig = { ...rest, exports, reserveBytes };
+  const { config: file, export: exports, reserve, index, ...rest } = options;
+  const said: PartialConfig = { ...rest, exports, reserveBytes: reserve, indexBytes: index };
   return completeConfig(file === undefined ? {} : await readConfigFile(file), said);
 }
 

@@ -37,7 +37,8 @@ async function prepared(t: ExecutionContext): Promise<NativeOpenOptions & { fold
     spinUs: 0,
     cpu: null,
     acceptLoss: false,
-    exports: [{ ...served, dirtyBytesMax: null, waitMs: 1000 }],
+    indexBytes: null,
+    exports: [{ ...served, dirtyBytesMax: null, waitMs: 1000, originTimeoutMs: 1000 }],
   };
 }
 

@@ -20,6 +20,7 @@ function options(changes: Partial<NativeOpenOptions>): NativeOpenOptions {
     spinUs: 0,
     cpu: null,
     acceptLoss: false,
+    indexBytes: null,
     exports: [],
     ...changes,
   };
@@ -69,6 +70,7 @@ test('numbers out of range are refused with the name of the argument', (t) => {
     order: 'strict',
     dirtyBytesMax: null,
     waitMs: 0,
+    originTimeoutMs: 0,
   } as const;
   t.throws(open({ connectionsMax: -1 }), { message: /connectionsMax/ });
   t.throws(open({ connectionsMax: 2 ** 32 }), { message: /connectionsMax/ });
@@ -78,6 +80,7 @@ test('numbers out of range are refused with the name of the argument', (t) => {
   t.throws(open({ reserveBytes: 1n << 64n }), { message: /reserveBytes/ });
   t.throws(open({ exports: [{ ...served, dirtyBytesMax: -1n }] }), { message: /dirtyBytesMax/ });
   t.throws(open({ exports: [{ ...served, waitMs: -1 }] }), { message: /waitMs/ });
+  t.throws(open({ exports: [{ ...served, originTimeoutMs: -1 }] }), { message: /originTimeoutMs/ });
   t.throws(() => void native.format(nowhere, -1n), { message: /segmentBytes/ });
 });
 

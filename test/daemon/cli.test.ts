@@ -308,6 +308,7 @@ const STATUS: Status = {
     pools: {},
     ring_allocations: 0,
   },
+  index: { size_bytes: 0, leaves: 1, leaves_used: 0 },
   guards: { io_flusher: { up: false, advice: 'Give it a capability.' } },
   exports: [],
 };

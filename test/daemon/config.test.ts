@@ -23,6 +23,7 @@ connections_max = 64
 spin_us = 0
 cpu = 1
 accept_loss = true
+index = "32MiB"
 log_level = "warn"
 
 [[export]]
@@ -32,6 +33,7 @@ mode = "writethrough"
 order = "relaxed"
 dirty_max = "4GiB"
 wait = "5s"
+origin_timeout = "2s"
 
 [[export]]
 name = "image"
@@ -50,6 +52,7 @@ test('everything that can be said is read', (t) => {
     spinUs: 0,
     cpu: 1,
     acceptLoss: true,
+    indexBytes: 32n << 20n,
     logLevel: 'warn',
     exports: [
       {
@@ -59,6 +62,7 @@ test('everything that can be said is read', (t) => {
         order: 'relaxed',
         dirtyBytesMax: 4n << 30n,
         waitMs: 5_000,
+        originTimeoutMs: 2_000,
       },
       { name: 'image', origin: '/srv/image, with a comma.raw', ...EXPORT_DEFAULTS },
     ],

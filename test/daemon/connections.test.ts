@@ -36,7 +36,7 @@ async function world(): Promise<World> {
   const native = createFakeNative();
   const exports = EXPORTS.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
   const options = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
-  const engine = await native.open({ ...options, acceptLoss: false, exports }, () => undefined);
+  const engine = await native.open({ ...options, acceptLoss: false, indexBytes: null, exports }, () => undefined);
   native.calls.length = 0;
   const recorded = recordedLog();
   const self: World = {
@@ -160,7 +160,7 @@ test('the catalogue has the sizes that the engine found', async (t) => {
   const native = createFakeNative();
   const exports = EXPORTS.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
   const options = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
-  const engine = await native.open({ ...options, acceptLoss: false, exports }, () => undefined);
+  const engine = await native.open({ ...options, acceptLoss: false, indexBytes: null, exports }, () => undefined);
   const catalogue = createCatalogue(engine, EXPORTS);
   t.deepEqual(
     catalogue.list().map(({ name, sizeBytes, readOnly }) => [name, sizeBytes, readOnly]),

@@ -76,7 +76,7 @@ test('a daemon listens only after the cache is open, and says where', async (t) 
 });
 
 test('the engine is given what was configured', async (t) => {
-  const self = await setting(t, { reserveBytes: 5n << 20n, spinUs: 0, cpu: 1, acceptLoss: true });
+  const self = await setting(t, { reserveBytes: 5n << 20n, spinUs: 0, cpu: 1, acceptLoss: true, indexBytes: 4096n });
   await self.start();
   const { exports, ...rest } = self.native.opened() ?? { exports: [] };
   t.deepEqual(rest, {
@@ -86,6 +86,7 @@ test('the engine is given what was configured', async (t) => {
     spinUs: 0,
     cpu: 1,
     acceptLoss: true,
+    indexBytes: 4096n,
   });
   t.deepEqual(exports[1], {
     name: 'image',
@@ -94,6 +95,7 @@ test('the engine is given what was configured', async (t) => {
     order: 'relaxed',
     dirtyBytesMax: null,
     waitMs: 30_000,
+    originTimeoutMs: 30_000,
   });
 });
 

@@ -63,6 +63,8 @@ pub struct ExportOptions {
     /// How long a write waits for room before `ENOSPC`, and a miss or a partial write for an
     /// origin that is away before `EIO`, in nanoseconds.
     pub wait_ns_max: u64,
+    /// How long a request to the origin may take until the origin counts as down, in nanoseconds.
+    pub origin_timeout_ns: u64,
 }
 
 /// When destaging starts, and what else can be tuned.
@@ -70,9 +72,9 @@ pub struct ExportOptions {
 pub struct Config {
     /// Tickets go from 0 to this, exclusively.
     pub requests_max: u32,
-    /// Leaves of the index: 512 blocks each, 4 KiB of memory each. `None`: enough for every
-    /// block of the log at full leaves, and as many again for scattered ones.
-    pub index_leaves: Option<u32>,
+    /// Memory for the leaves of the index: 4 KiB for 512 neighbouring blocks. `None`: enough for
+    /// every block of the log at full leaves, and almost half as much again for scattered ones.
+    pub index_bytes: Option<u64>,
     /// Destage once this share of the dirty limit is reached, in percent.
     pub destage_high_percent: u8,
     /// Destage data older than this, in nanoseconds, and close epochs that nobody closes.
@@ -87,7 +89,7 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             requests_max: 1024,
-            index_leaves: None,
+            index_bytes: None,
             destage_high_percent: 50,
             destage_age_ns: 5_000_000_000,
             destage_idle_ns: 500_000_000,

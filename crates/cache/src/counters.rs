@@ -47,7 +47,7 @@ counters! {
         BlocksReappended = "blocksReappended",
         /// Merge slots in use.
         MergesUsed = "mergesUsed",
-        /// Fetch slots in use.
+        /// Buffers of fetches in use.
         FetchesUsed = "fetchesUsed",
         /// Destagers in use.
         DestagersUsed = "destagersUsed",
@@ -63,6 +63,8 @@ counters! {
         LeavesUsed = "leavesUsed",
         /// Leaves of the index.
         LeavesTotal = "leavesTotal",
+        /// Memory of the tables beside the reserve: index, checksums, admission.
+        TablesBytes = "tablesBytes",
     }
 }
 
@@ -83,6 +85,8 @@ counters! {
         DestagedBytes = "destagedBytes",
         /// 1 while the origin answers.
         OriginUp = "originUp",
+        /// Requests that the origin is overdue with.
+        OriginLate = "originLate",
         /// Reads of the origin.
         OriginReads = "originReads",
         /// Writes of the origin, zeroes included.

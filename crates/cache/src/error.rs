@@ -117,7 +117,10 @@ pub enum OpenError {
         known: String,
     },
     /// More dirty data than the index can map.
-    #[error("the index of {leaves} leaves cannot map what is dirty: start with a larger index")]
+    #[error(
+        "the index of {leaves} leaves (4 KiB each) cannot map what is dirty: start with a larger \
+         --index than {} MiB", leaves / 256
+    )]
     IndexTooSmall {
         /// Leaves that it has.
         leaves: u32,

@@ -16,6 +16,7 @@ mod index;
 mod layout;
 pub mod limits;
 mod policy;
+pub mod quota;
 pub mod reserve;
 mod scan;
 pub mod storage;
@@ -34,6 +35,6 @@ pub use engine::{
 };
 pub use error::{FormatError, OpenError};
 pub use layout::format;
-pub use reserve::{Reserve, ReservePlan};
+pub use reserve::{Reserve, ReservePlan, ReserveShape};
 pub use storage::{ReadPiece, Storage, StorageError};
 pub use units::{Buffer, ExportSlot, IoId, LayerId, Now, Sequence, Ticket};

@@ -42,17 +42,31 @@ pub const SEGMENTS_WITHOUT_FOOTER_MAX: usize = 4;
 pub const LOG_POOL_SEGMENTS_MIN: u64 = 2;
 
 /// Partial writes that wait for a block to merge with; two blocks each, the first and the last.
+/// Every export has one of its own.
 pub const MERGES_MAX: usize = 256;
-/// Ranges being fetched from origins at once.
-pub const FETCHES_MAX: usize = 32;
 /// The longest range fetched at once; a longer miss is several fetches.
 pub const FETCH_BYTES: u32 = 256 << 10;
+/// Ranges that an export can have claimed for fetching whatever others do: a step of the largest
+/// size claims so many at once.
+pub const FETCHES_PER_EXPORT: usize = 6;
+/// Ranges claimed for fetching beyond those.
+pub const FETCHES_SHARED: usize = 64;
+/// Claimed ranges of an export that are on their way whatever others do.
+pub const FETCH_BUFFERS_PER_EXPORT: usize = 1;
+/// Ranges on their way from origins beyond those.
+pub const FETCH_BUFFERS_SHARED: usize = 32;
+/// Waits for a fetch that an export can have whatever others do: a step that joins every fetch
+/// of its export, and starts as many as it can.
+pub const WAIT_LINKS_PER_EXPORT: usize = 2 * FETCHES_PER_EXPORT + FETCHES_SHARED;
 /// Payload that reclaim re-appends at a time.
 pub const RECLAIM_BYTES: u32 = 1 << 20;
-/// Exports that are destaged at the same time.
-pub const DESTAGERS: usize = 4;
-/// Payload of one destage batch: sorted, merged and written to the origin together.
-pub const DESTAGE_BATCH_BYTES: u32 = 4 << 20;
+/// Staging of all destagers together, before the least for each: every export has a destager of
+/// its own, because one whose origin hangs cannot serve another.
+pub const DESTAGE_BYTES: u32 = 16 << 20;
+/// The largest destage batch: sorted, merged and written to the origin together.
+pub const DESTAGE_BATCH_BYTES_MAX: u32 = 4 << 20;
+/// The smallest one: an entry that reclaim carried fits.
+pub const DESTAGE_BATCH_BYTES_MIN: u32 = RECLAIM_BYTES;
 /// Origin writes in flight per destager.
 pub const DESTAGE_DEPTH_MAX: usize = 16;
 /// Device I/Os in flight, of all kinds.
@@ -77,6 +91,7 @@ pub const fn footer_bytes(segment_bytes: u64) -> u64 {
 const _: () = {
     assert!(SEGMENTS_OFFSET >= EXPORT_TABLE_OFFSETS[1] + EXPORT_TABLE_BYTES as u64);
     assert!(FETCH_BYTES.is_multiple_of(BLOCK_BYTES as u32));
+    assert!(MERGES_MAX > EXPORTS_MAX);
     assert!(STEP_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u32));
     assert!(
         (RECORD_BLOCKS_MAX as u64 + 1) * BLOCK_BYTES_U64

@@ -1,6 +1,7 @@
 //! The reserve: all memory of the I/O path, one mapping, divided into pools once at start.
 
 use crate::limits;
+use crate::quota::Quota;
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, Buffer};
 use std::ptr::NonNull;
 
@@ -152,6 +153,25 @@ pub struct ReservePlan {
     pub superblock: Pool,
     /// Segments whose image fits the log pool.
     pub log_segments: u32,
+    /// Ranges that can be on their way from origins at once.
+    pub fetch_buffers: u32,
+    /// Exports that can be destaged at once: all of them.
+    pub destagers: u32,
+    /// Payload of one destage batch.
+    pub destage_batch_bytes: u32,
+}
+
+/// What a reserve is divided for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReserveShape {
+    /// All memory.
+    pub reserve_bytes: u64,
+    /// As much of it belongs to the connections.
+    pub receive_bytes: u64,
+    /// Size of a segment.
+    pub segment_bytes: u64,
+    /// Exports that are served.
+    pub exports: usize,
 }
 
 /// The reserve is too small for what it has to hold.
@@ -165,16 +185,21 @@ pub struct ReserveTooSmall {
 }
 
 impl ReservePlan {
-    /// Divides `reserve_bytes`: fixed quotas first, and what remains is the log pool.
+    /// Divides a reserve: fixed quotas first, and what remains is the log pool.
     ///
     /// # Errors
     /// When less than two segments would remain for the log pool.
-    pub fn new(
-        reserve_bytes: u64,
-        receive_bytes: u64,
-        segment_bytes: u64,
-    ) -> Result<Self, ReserveTooSmall> {
+    pub fn new(shape: &ReserveShape) -> Result<Self, ReserveTooSmall> {
+        let segment_bytes = shape.segment_bytes;
         let summary_bytes = limits::footer_bytes(segment_bytes);
+        let exports = shape.exports.max(1);
+        let fetch_buffers =
+            Quota::slots(limits::FETCH_BUFFERS_PER_EXPORT, limits::FETCH_BUFFERS_SHARED, exports)
+                as u64;
+        let destagers = exports as u64;
+        let batch_bytes = (limits::DESTAGE_BYTES / exports as u32)
+            .clamp(limits::DESTAGE_BATCH_BYTES_MIN, limits::DESTAGE_BATCH_BYTES_MAX);
+        let batch_bytes = batch_bytes / limits::BLOCK_BYTES_U32 * limits::BLOCK_BYTES_U32;
         let mut end = 0;
         let mut pool = |length: u64| {
             let length = length.next_multiple_of(BLOCK_BYTES_U64);
@@ -182,26 +207,35 @@ impl ReservePlan {
             end += length;
             Pool { offset, length }
         };
-        let receive = pool(receive_bytes);
+        let receive = pool(shape.receive_bytes);
         let merge = pool(limits::MERGES_MAX as u64 * 2 * BLOCK_BYTES_U64);
-        let fetch = pool(limits::FETCHES_MAX as u64 * u64::from(limits::FETCH_BYTES));
+        let fetch = pool(fetch_buffers * u64::from(limits::FETCH_BYTES));
         let reclaim = pool(summary_bytes + u64::from(limits::RECLAIM_BYTES));
-        let destage = pool(
-            limits::DESTAGERS as u64 * (summary_bytes + u64::from(limits::DESTAGE_BATCH_BYTES)),
-        );
+        let destage = pool(destagers * (summary_bytes + u64::from(batch_bytes)));
         let superblock = pool(BLOCK_BYTES_U64);
         let fixed = end;
-        let log_segments = reserve_bytes.saturating_sub(fixed) / segment_bytes;
+        let log_segments = shape.reserve_bytes.saturating_sub(fixed) / segment_bytes;
         if log_segments < limits::LOG_POOL_SEGMENTS_MIN {
             return Err(ReserveTooSmall {
-                given_bytes: reserve_bytes,
+                given_bytes: shape.reserve_bytes,
                 needed_bytes: fixed + limits::LOG_POOL_SEGMENTS_MIN * segment_bytes,
             });
         }
         let log = Pool { offset: fixed, length: log_segments * segment_bytes };
-        let log_segments =
-            u32::try_from(log_segments).expect("a reserve of less than 2^32 segments");
-        Ok(Self { receive, merge, fetch, log, reclaim, destage, superblock, log_segments })
+        let number = |value: u64| u32::try_from(value).expect("a reserve of less than 2^32 pieces");
+        Ok(Self {
+            receive,
+            merge,
+            fetch,
+            log,
+            reclaim,
+            destage,
+            superblock,
+            log_segments: number(log_segments),
+            fetch_buffers: number(fetch_buffers),
+            destagers: number(destagers),
+            destage_batch_bytes: batch_bytes,
+        })
     }
 
     /// The end of the last pool: how much memory to map.

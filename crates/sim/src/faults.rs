@@ -49,6 +49,8 @@ fault_kinds! {
     OriginFlushError,
     /// A request to an origin took seconds to minutes.
     OriginStall,
+    /// An origin neither answered nor failed, for seconds to hours.
+    OriginHang,
     /// An origin went away.
     OriginOutage,
     /// An origin went away for an hour or longer.

@@ -12,6 +12,8 @@ use ringfence_cache::{Buffer, Event, ExportSlot, IoError, IoId};
 
 const EIO: i32 = 5;
 const HOUR_NS: u64 = 3_600_000_000_000;
+/// The longest time that an origin neither answers nor fails.
+const HANG_NS_MAX: u64 = 4 * HOUR_NS;
 
 /// An I/O in flight.
 #[derive(Clone, Debug)]
@@ -80,7 +82,8 @@ impl<C: Core> Life<C> {
         if self.ios.insert(io.0, Io { serial, action, result }).is_some() {
             return Err(contract(format!("I/O {} is in flight already", io.0)));
         }
-        self.plan_at(world.now_ns + took_ns, Happening::IoEnds(io.0));
+        let held_until_ns = std::mem::take(&mut self.hold_until_ns);
+        self.plan_at((world.now_ns + took_ns).max(held_until_ns), Happening::IoEnds(io.0));
         Ok(())
     }
 
@@ -190,6 +193,10 @@ impl<C: Core> Life<C> {
         if self.origin_away[away] {
             return (typical_ns / 4, Err(IoError::Disconnected));
         }
+        if self.origin_hangs_until_ns[away] > world.now_ns {
+            self.hold_until_ns = self.origin_hangs_until_ns[away];
+            return (typical_ns, Ok(()));
+        }
         if !self.faults {
             return (typical_ns, Ok(()));
         }
@@ -213,6 +220,12 @@ impl<C: Core> Life<C> {
             world.tally.faults.count(FaultKind::OriginStall);
             return (world.random.magnitude(1_000_000_000, 600_000_000_000), Ok(()));
         }
+        if world.random.chance(faults.origin_hang) {
+            world.excused = true;
+            world.tally.faults.count(FaultKind::OriginHang);
+            self.hang(world, export);
+            return self.origin_fate(world, export, extra);
+        }
         let chosen = world.is_chosen_to_fail();
         if chosen || world.random.chance(faults.origin_error) || world.random.chance(extra) {
             world.excused = true;
@@ -220,6 +233,15 @@ impl<C: Core> Life<C> {
             return (typical_ns, Err(IoError::Failed { errno: EIO }));
         }
         (typical_ns, Ok(()))
+    }
+
+    /// From now on an origin neither answers nor fails, until everything ends at once.
+    pub(crate) fn hang(&mut self, world: &mut World, export: u8) {
+        let hangs_ns = world.random.magnitude(10_000_000_000, HANG_NS_MAX);
+        self.origin_hangs_until_ns[usize::from(export)] = world.now_ns + hangs_ns;
+        world.trace.line(world.now_ns, || {
+            format!("origin {export} hangs for {} ms", hangs_ns / 1_000_000)
+        });
     }
 
     /// The connection to an origin is gone: every request in flight ends without an answer, and

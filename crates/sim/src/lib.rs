@@ -17,6 +17,7 @@
 //! | [`run`] | one world or many |
 //! | [`exhaustive`] | every short sequence of operations, with every crash |
 //! | [`failures`] | each I/O of a scenario failing in turn |
+//! | [`hang`] | one origin that neither answers nor fails, and exports beside it |
 
 pub mod checker;
 pub mod client;
@@ -26,6 +27,7 @@ pub mod device;
 pub mod exhaustive;
 pub mod failures;
 pub mod faults;
+pub mod hang;
 mod io;
 mod life;
 mod memory;

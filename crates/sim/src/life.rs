@@ -33,6 +33,8 @@ const EMPTY_TURNS_MAX: u32 = 100_000;
 const FLOOD_BATCHES: u32 = 4;
 /// Steps that a life still has once its engine has latched.
 const STEPS_WHEN_LATCHED: u64 = 200;
+/// Requests in flight of an export whose origin hangs by choice, so that others have tickets too.
+const HUNG_MAX: usize = 8;
 /// How long the world waits for requests to end once nothing new is asked, in simulated time.
 const PATIENCE_NS: u64 = 20 * 3_600_000_000_000;
 
@@ -52,6 +54,10 @@ pub struct Life<C> {
     pub(crate) controls: BTreeMap<u32, PendingControl>,
     pub(crate) tokens: u32,
     pub(crate) origin_away: Vec<bool>,
+    /// By export: until when its origin neither answers nor fails.
+    pub(crate) origin_hangs_until_ns: Vec<u64>,
+    /// The I/O that begins now does not end before.
+    pub(crate) hold_until_ns: u64,
     /// Whether faults may happen now.
     pub(crate) faults: bool,
     clients: bool,
@@ -68,6 +74,7 @@ impl<C: Core> Life<C> {
     /// A life that begins with a freshly opened engine.
     pub(crate) fn new(core: C, slots: Vec<ExportSlot>, plan: ReservePlan, memory: Lease) -> Self {
         let origin_away = vec![false; slots.len()];
+        let origin_hangs_until_ns = vec![0; slots.len()];
         Self {
             core,
             slots,
@@ -81,6 +88,8 @@ impl<C: Core> Life<C> {
             controls: BTreeMap::new(),
             tokens: 0,
             origin_away,
+            origin_hangs_until_ns,
+            hold_until_ns: 0,
             faults: false,
             clients: false,
             steps: 0,
@@ -215,6 +224,10 @@ impl<C: Core> Life<C> {
             for _ in 0..world.random.between(least, most) {
                 let Some(ticket) = self.tickets.pop() else { break };
                 let wish = client::draw(&world.scenario, &mut world.random);
+                if world.hung == Some(wish.export) && self.requests_of(wish.export) >= HUNG_MAX {
+                    self.tickets.push(ticket);
+                    continue;
+                }
                 self.submit(world, ticket, Some(client), wish)?;
                 if self.steps >= self.steps_max {
                     return Ok(());

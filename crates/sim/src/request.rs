@@ -34,12 +34,13 @@ pub(crate) struct PendingRequest {
     in_pieces: bool,
     /// The parts told of so far, and what the buffer held then.
     told: Vec<(Piece, Vec<u8>)>,
+    submitted_ns: u64,
 }
 
 impl PendingRequest {
     fn new(wish: Wish, purpose: Purpose, buffer: Buffer, in_pieces: bool) -> Self {
-        let (consumed, client, told) = (false, None, Vec::new());
-        Self { wish, purpose, buffer, consumed, client, in_pieces, told }
+        let (consumed, client, told, submitted_ns) = (false, None, Vec::new(), 0);
+        Self { wish, purpose, buffer, consumed, client, in_pieces, told, submitted_ns }
     }
 
     /// Whether a block of a read was told to be unreadable.
@@ -73,6 +74,11 @@ pub(crate) struct PendingControl {
 }
 
 impl<C: Core> Life<C> {
+    /// Requests of an export that have not been answered.
+    pub(crate) fn requests_of(&self, export: u8) -> usize {
+        self.requests.iter().flatten().filter(|request| request.wish.export == export).count()
+    }
+
     /// Submits a client's request under a free ticket.
     pub(crate) fn submit(
         &mut self,
@@ -111,7 +117,7 @@ impl<C: Core> Life<C> {
         // Simple replies and those that must not be split are whole.
         let in_pieces = !ticket.is_multiple_of(3);
         let request = PendingRequest::new(wish, purpose, buffer, in_pieces);
-        self.send(world, ticket, PendingRequest { client, ..request })
+        self.send(world, ticket, PendingRequest { client, submitted_ns: world.now_ns, ..request })
     }
 
     /// Submits a read whose values go into `world.contents`.
@@ -298,6 +304,11 @@ impl<C: Core> Life<C> {
         self.check_pieces(&request, result)?;
         self.tickets.push(ticket.0);
         world.trace.mix(u64::from(ticket.0) << 8 | 3 | u64::from(result.is_err()) << 40);
+        if world.hung.is_some_and(|hung| hung != request.wish.export) {
+            let took_ns = world.now_ns - request.submitted_ns;
+            world.longest_beside_ns = world.longest_beside_ns.max(took_ns);
+            world.answered_beside += 1;
+        }
         let judged = match result {
             Ok(()) => self.judge(world, &request),
             Err(error) => self.judge_error(world, &request, error),
@@ -433,7 +444,8 @@ impl<C: Core> Life<C> {
             self.judge_parts(world, request)?;
         }
         world.tally.errors += 1;
-        let explained = world.excused && matches!(error, RequestError::Io | RequestError::NoSpace);
+        let excused = world.excused || world.hung == Some(request.wish.export);
+        let explained = excused && matches!(error, RequestError::Io | RequestError::NoSpace);
         if explained {
             // Whether a change took effect is unknown; the checker takes it as one that may.
             return Ok(());

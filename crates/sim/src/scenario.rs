@@ -81,6 +81,8 @@ pub struct Faults {
     pub origin_stall: u32,
     /// Requests to origins after which the origin is away for a while.
     pub origin_outage: u32,
+    /// Requests to origins from which on the origin neither answers nor fails for up to hours.
+    pub origin_hang: u32,
     /// Percent of outages in which the origin loses its power, too.
     pub origin_power_percent: u32,
     /// Batches of a client after which it goes away without waiting for answers.
@@ -160,7 +162,7 @@ impl Scenario {
             mix.bytes_max = random.between(128 << 10, u64::from(limits::STEP_BYTES_MAX));
             mix.pause_ns_max = mix.pause_ns_max.min(1_000_000);
         }
-        Self {
+        let mut scenario = Self {
             seed,
             device_bytes: limits::SEGMENTS_OFFSET + segments * limits::SEGMENT_BYTES_MIN,
             extra_log_segments: random.pick(&[0, 0, 1, 4]),
@@ -179,6 +181,22 @@ impl Scenario {
             turn_ns: random.pick(&[0, 1_000, 50_000]),
             faults,
             chosen_failure: None,
+        };
+        scenario.draw_hangs();
+        scenario
+    }
+
+    /// Draws whether origins hang: from a number of its own, so that the worlds of seeds that once
+    /// failed stay what they were.
+    fn draw_hangs(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x4a6e);
+        if !random.percent(15) {
+            return;
+        }
+        self.faults.origin_hang = u32::try_from(random.magnitude(100, 10_000)).expect("a rate");
+        for export in &mut self.exports {
+            export.options.wait_ns_max = 2_000_000_000;
+            export.options.origin_timeout_ns = 1_000_000_000;
         }
     }
 }
@@ -199,6 +217,7 @@ fn draw_export(index: u8, faults: &Faults, random: &mut Random) -> ExportScenari
             order: if random.percent(75) { Order::Strict } else { Order::Relaxed },
             dirty_bytes_max: random.percent(60).then_some(limit_bytes),
             wait_ns_max: if patient { 3_600_000_000_000 } else { 2_000_000_000 },
+            origin_timeout_ns: if patient { 3_600_000_000_000 } else { 1_000_000_000 },
         },
         starts_empty: random.percent(25),
         shares_power: random.percent(60),
@@ -256,6 +275,7 @@ fn draw_faults(random: &mut Random) -> Faults {
         origin_flush_error: rate(15, 1_000, 200_000),
         origin_stall: rate(15, 1_000, 20_000),
         origin_outage: rate(15, 1_000, 20_000),
+        origin_hang: 0,
         origin_power_percent: rate(70, 10, 90),
         disconnect: rate(30, 1_000, 100_000),
         flood: rate(20, 100, 5_000),

@@ -17,6 +17,7 @@ use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
 use ringfence_cache::{
     Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
+    ReserveShape,
 };
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -99,6 +100,12 @@ pub struct World {
     pub(crate) excused: bool,
     /// Whether wrong bits explain data that is gone from now on.
     pub(crate) rotten: bool,
+    /// Which origin hangs by choice: errors of its export are explained, and no others.
+    pub(crate) hung: Option<u8>,
+    /// The longest that a request of another export took while it did.
+    pub(crate) longest_beside_ns: u64,
+    /// Requests of other exports that were answered while it did.
+    pub(crate) answered_beside: u64,
     memory: Memory,
 }
 
@@ -135,6 +142,9 @@ impl World {
             contents: Vec::new(),
             excused: false,
             rotten: false,
+            hung: None,
+            longest_beside_ns: 0,
+            answered_beside: 0,
             memory: Memory::default(),
             scenario: Rc::new(scenario),
         }
@@ -382,10 +392,16 @@ impl World {
 
     fn reserve_plan(&self) -> ReservePlan {
         let receive_bytes = u64::from(REQUESTS_MAX) * u64::from(RECEIVE_BYTES);
-        let least = ReservePlan::new(0, receive_bytes, SEGMENT_BYTES_MIN);
+        let shape = ReserveShape {
+            reserve_bytes: 0,
+            receive_bytes,
+            segment_bytes: SEGMENT_BYTES_MIN,
+            exports: self.scenario.exports.len(),
+        };
+        let least = ReservePlan::new(&shape);
         let least_bytes = least.expect_err("no reserve is too small").needed_bytes;
         let extra_bytes = self.scenario.extra_log_segments * SEGMENT_BYTES_MIN;
-        ReservePlan::new(least_bytes + extra_bytes, receive_bytes, SEGMENT_BYTES_MIN)
+        ReservePlan::new(&ReserveShape { reserve_bytes: least_bytes + extra_bytes, ..shape })
             .expect("enough for the least")
     }
 
@@ -450,7 +466,7 @@ impl World {
 
     /// The last life: everything works again, everything reaches the origin, and what clients
     /// read is what the origin has.
-    fn finish<C: Core>(&mut self, mut life: Life<C>) -> Result<(), Violation> {
+    pub(crate) fn finish<C: Core>(&mut self, mut life: Life<C>) -> Result<(), Violation> {
         life.faults = false;
         self.trace.line(self.now_ns, || "---- the world comes to its end".into());
         if !self.rotten {

@@ -4,7 +4,7 @@ use crate::allocation;
 use crate::options::CounterLayout;
 use ringfence_cache::ReservePlan;
 use ringfence_cache::counters::{Counter, Counters, ExportCounter};
-use ringfence_cache::limits::{DESTAGERS, EXPORTS_MAX, FETCH_BYTES};
+use ringfence_cache::limits::{EXPORTS_MAX, FETCH_BYTES};
 use ringfence_cache::reserve::Pool;
 use ringfence_cache::units::{BLOCK_BYTES_U64, ExportSlot};
 use std::sync::Arc;
@@ -314,7 +314,7 @@ impl CounterSource {
         let plan = &self.plan;
         let connections = self.ring.get(RingCounter::ConnectionsOpen);
         let reclaiming = engine(Counter::SegmentsReclaiming).min(1);
-        let destager_bytes = plan.destage.length / DESTAGERS as u64;
+        let destager_bytes = plan.destage.length / u64::from(plan.destagers);
         [
             (
                 plan.receive,
@@ -342,9 +342,9 @@ impl CounterSource {
 #[cfg(test)]
 mod tests {
     use super::{CounterSource, Op, OriginOp, RingCounters, counter_layout};
-    use ringfence_cache::ReservePlan;
     use ringfence_cache::counters::{Counter, Counters};
     use ringfence_cache::units::ExportSlot;
+    use ringfence_cache::{ReservePlan, ReserveShape};
     use std::sync::Arc;
 
     #[test]
@@ -352,7 +352,13 @@ mod tests {
         let source = CounterSource {
             engine: Arc::new(Counters::default()),
             ring: Arc::new(RingCounters::default()),
-            plan: ReservePlan::new(256 << 20, 4 << 20, 16 << 20).expect("a plan"),
+            plan: ReservePlan::new(&ReserveShape {
+                reserve_bytes: 256 << 20,
+                receive_bytes: 4 << 20,
+                segment_bytes: 16 << 20,
+                exports: 3,
+            })
+            .expect("a plan"),
             connection_bytes: 1 << 20,
         };
         source.engine.set(Counter::Latched, 7);

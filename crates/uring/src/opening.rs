@@ -18,7 +18,8 @@ use ringfence_cache::format::Superblock;
 use ringfence_cache::limits::{EXPORTS_MAX, SUPERBLOCK_OFFSETS};
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{
-    Config, Engine, ExportOptions, FormatOptions, Mode, OpenError, ReservePlan, Storage, Uuid,
+    Config, Engine, ExportOptions, FormatOptions, Mode, OpenError, ReservePlan, ReserveShape,
+    Storage, Uuid,
 };
 use ringfence_wire::ExportLimits;
 use std::path::Path;
@@ -53,16 +54,25 @@ pub fn open(
     let superblock = read_superblock(&mut storage).map_err(fail)?;
     let segment_bytes = superblock.segment_bytes.get();
     let receive_bytes = u64::from(spec.connections_max) * CONNECTION_BYTES;
-    let plan = ReservePlan::new(spec.reserve_bytes, receive_bytes, segment_bytes)
-        .map_err(|error| fail(OpenError::Reserve(error)))?;
+    let plan = ReservePlan::new(&ReserveShape {
+        reserve_bytes: spec.reserve_bytes,
+        receive_bytes,
+        segment_bytes,
+        exports: spec.exports.len(),
+    })
+    .map_err(|error| fail(OpenError::Reserve(error)))?;
     let mapping = Arc::new(Mapping::new(plan.total_bytes())?);
     let locked = mapping.lock();
     guards.push(mapping.huge_pages_guard());
 
     let options = spec.exports.iter().zip(&origins).map(|(spec, origin)| export(spec, origin));
     let options = options.collect::<Result<Vec<_>, _>>()?;
-    let config =
-        Config { requests_max: REQUESTS_MAX, accept_loss: spec.accept_loss, ..Config::default() };
+    let config = Config {
+        requests_max: REQUESTS_MAX,
+        index_bytes: spec.index_bytes,
+        accept_loss: spec.accept_loss,
+        ..Config::default()
+    };
     let began = Instant::now();
     let now = crate::clock::Clock::new().now();
     let reserve = mapping.reserve(plan.total_bytes());
@@ -154,6 +164,7 @@ fn export(spec: &ExportSpec, origin: &Origin) -> Result<ExportOptions, RuntimeEr
         order: spec.order,
         dirty_bytes_max: spec.dirty_bytes_max,
         wait_ns_max: spec.wait_ms.saturating_mul(1_000_000),
+        origin_timeout_ns: spec.origin_timeout_ms.saturating_mul(1_000_000),
     })
 }
 

@@ -22,6 +22,8 @@ pub struct ExportSpec {
     pub dirty_bytes_max: Option<u64>,
     /// How long a write waits for room, and a miss for an origin that is away.
     pub wait_ms: u64,
+    /// How long a request to the origin may take until the origin counts as down.
+    pub origin_timeout_ms: u64,
 }
 
 /// How the engine is to run.
@@ -39,6 +41,8 @@ pub struct OpenSpec {
     pub cpu: Option<u32>,
     /// Go on where durable data is damaged, losing what is named.
     pub accept_loss: bool,
+    /// Memory of the index; `None`: as much as the cache device's size asks for.
+    pub index_bytes: Option<u64>,
     /// What is served.
     pub exports: Vec<ExportSpec>,
 }

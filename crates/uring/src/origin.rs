@@ -88,6 +88,7 @@ mod tests {
             order: Order::Strict,
             dirty_bytes_max: None,
             wait_ms: 0,
+            origin_timeout_ms: 10_000,
         }
     }
 

@@ -5,6 +5,7 @@ use crate::error::RuntimeError;
 use crate::net;
 use crate::options::{ConnectionId, ControlAction, Listening, Opened, RuntimeEvent};
 use crate::queue::{Consumer, Producer};
+use crate::ring::Ending;
 use crate::shared::{
     CONTROLS_MAX, Command, HANDSHAKE_BYTES_MAX, LISTENERS_MAX, RingEvent, STOP_TOKEN, Shared,
     slot_of,
@@ -25,7 +26,7 @@ pub(crate) struct Threads {
     pub ring: JoinHandle<()>,
     pub bell: JoinHandle<()>,
     pub stop_bell: Arc<AtomicBool>,
-    pub outcome: mpsc::Receiver<Result<(), &'static str>>,
+    pub outcome: mpsc::Receiver<Ending>,
 }
 
 /// What only one caller at a time may touch.
@@ -261,7 +262,11 @@ impl Runtime {
         }
         // Neither thread runs code of the caller's but the bell, which returns at once.
         let outcome = threads.outcome.recv();
-        let _it_ended_well = threads.ring.join();
+        // What an origin that hangs still has keeps the kernel from ending the thread, and later
+        // the process; nothing of ours needs either.
+        if !outcome.as_ref().is_ok_and(|ending| ending.stuck) {
+            let _it_ended_well = threads.ring.join();
+        }
         threads.stop_bell.store(true, Ordering::Release);
         self.shared.event_signal.ring();
         let _it_ended_well = threads.bell.join();
@@ -271,8 +276,8 @@ impl Runtime {
             }
         }
         match outcome {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(what)) => Err(RuntimeError::Shutdown { what }),
+            Ok(Ending { flushed: Ok(()), .. }) => Ok(()),
+            Ok(Ending { flushed: Err(what), .. }) => Err(RuntimeError::Shutdown { what }),
             Err(_) => Err(RuntimeError::Stopped),
         }
     }

@@ -10,7 +10,7 @@ use crate::memory::Mapping;
 use crate::options::{Guard, Opened};
 use crate::origin::Origin;
 use crate::queue::{Consumer, Producer};
-use crate::ring::{Ios, Kernel, OriginTarget, Parts, Ring, file};
+use crate::ring::{Ending, Ios, Kernel, OriginTarget, Parts, Ring, file};
 use crate::runtime::Runtime;
 use crate::shared::{Command, RingEvent, Shared};
 use crate::signal::spawn_quiet;
@@ -19,7 +19,7 @@ use crate::window::CONNECTION_BYTES;
 use ringfence_cache::counters::Counters;
 use ringfence_cache::limits::EXPORTS_MAX;
 use ringfence_cache::units::ExportSlot;
-use ringfence_cache::{Reserve, ReservePlan};
+use ringfence_cache::{Reserve, ReservePlan, ReserveShape};
 use ringfence_wire::ExportLimits;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -87,8 +87,13 @@ pub fn start_core<C: Core + Send + 'static>(
 ) -> Result<Runtime, RuntimeError> {
     let receive_bytes = u64::from(spec.connections_max) * CONNECTION_BYTES;
     let segment_bytes = ringfence_cache::limits::SEGMENT_BYTES_MIN;
-    let plan = ReservePlan::new(spec.reserve_bytes, receive_bytes, segment_bytes)
-        .map_err(|_| RuntimeError::Argument { what: "the reserve is too small" })?;
+    let plan = ReservePlan::new(&ReserveShape {
+        reserve_bytes: spec.reserve_bytes,
+        receive_bytes,
+        segment_bytes,
+        exports: spec.exports.len(),
+    })
+    .map_err(|_| RuntimeError::Argument { what: "the reserve is too small" })?;
     let mapping = Arc::new(Mapping::new(plan.total_bytes())?);
     let mut exports = vec![None; EXPORTS_MAX].into_boxed_slice();
     for (slot, (size_bytes, read_only)) in spec.exports.iter().enumerate() {
@@ -199,7 +204,7 @@ fn run<C: Core>(
     commands: Consumer<Command>,
     events: Producer<RingEvent>,
     ready: &mpsc::SyncSender<Result<Vec<Guard>, RuntimeError>>,
-) -> Result<(), &'static str> {
+) -> Ending {
     // Before the ring exists, so that the kernel's workers for it inherit it.
     let flusher = guards::io_flusher();
     if let Some(cpu) = start.cpu {
@@ -216,7 +221,7 @@ fn run<C: Core>(
         Ok(ring) => ring,
         Err(error) => {
             let _nobody_waits = ready.send(Err(error));
-            return Ok(());
+            return Ending { flushed: Ok(()), stuck: false };
         }
     };
     let _nobody_waits = ready.send(Ok(vec![flusher]));
@@ -266,8 +271,10 @@ fn set_up(
     origins: &[(ExportSlot, Origin)],
 ) -> Result<Kernel, RuntimeError> {
     let uring = |error: io::Error| RuntimeError::Uring { advice: guards::uring_advice(&error) };
-    let kernel = Kernel::new(shared.mapping.clone(), connections_max, shared.counters.clone())
-        .map_err(uring)?;
+    let kernel = {
+        let (mapping, counters) = (shared.mapping.clone(), shared.counters.clone());
+        Kernel::new(mapping, connections_max, origins.len(), counters).map_err(uring)?
+    };
     if let Some(cache) = cache {
         kernel.set_file(file::CACHE, cache.fd.as_raw_fd()).map_err(uring)?;
     }

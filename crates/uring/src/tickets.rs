@@ -3,6 +3,8 @@
 use crate::counters::Op;
 use crate::window::Run;
 use ringfence_cache::Ticket;
+use ringfence_cache::quota::Quota;
+use ringfence_cache::units::ExportSlot;
 use ringfence_wire::Cookie;
 
 /// What has to be remembered of a step until it completes.
@@ -10,6 +12,8 @@ use ringfence_wire::Cookie;
 pub struct Step {
     /// Whose.
     pub connection: u16,
+    /// Of which export.
+    pub export: ExportSlot,
     /// What kind.
     pub op: Op,
     /// Whether it is one of several steps of a long request.
@@ -36,19 +40,28 @@ pub struct Step {
 pub struct Tickets {
     steps: Box<[Option<Step>]>,
     free: Vec<u32>,
+    quota: Quota,
 }
 
+/// Tickets that an export can have whatever others do: their clients may all wait for an origin.
+const PER_EXPORT: usize = 8;
+
 impl Tickets {
-    /// `count` free tickets.
+    /// `count` free tickets for so many exports.
     #[must_use]
-    pub fn new(count: u32) -> Self {
-        Self { steps: (0..count).map(|_| None).collect(), free: (0..count).rev().collect() }
+    pub fn new(count: u32, exports: usize) -> Self {
+        let shared = (count as usize).saturating_sub(PER_EXPORT * exports);
+        Self {
+            steps: (0..count).map(|_| None).collect(),
+            free: (0..count).rev().collect(),
+            quota: Quota::new(PER_EXPORT, shared, exports),
+        }
     }
 
-    /// Whether one is free.
+    /// Whether one is free for an export.
     #[must_use]
-    pub fn any_free(&self) -> bool {
-        !self.free.is_empty()
+    pub fn any_free(&self, export: ExportSlot) -> bool {
+        !self.free.is_empty() && self.quota.room(export) > 0
     }
 
     /// Takes a ticket.
@@ -57,6 +70,7 @@ impl Tickets {
     /// When none is free.
     pub fn take(&mut self, step: Step) -> Ticket {
         let ticket = self.free.pop().expect("a free ticket");
+        self.quota.take(step.export);
         self.steps[ticket as usize] = Some(step);
         Ticket(ticket)
     }
@@ -76,6 +90,7 @@ impl Tickets {
     pub fn give_back(&mut self, ticket: Ticket) -> Step {
         let step = self.steps[ticket.0 as usize].take().expect("a ticket in flight");
         self.free.push(ticket.0);
+        self.quota.give_back(step.export);
         step
     }
 }

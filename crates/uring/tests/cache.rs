@@ -55,6 +55,7 @@ impl Files {
             order: Order::Strict,
             dirty_bytes_max: None,
             wait_ms: 5_000,
+            origin_timeout_ms: 2_000,
         }
     }
 
@@ -66,6 +67,7 @@ impl Files {
             spin_us: 50,
             cpu: None,
             accept_loss: false,
+            index_bytes: None,
             exports,
         }
     }

@@ -262,6 +262,10 @@ pub enum IoError {
     /// The connection to the origin is gone; the request may or may not have taken effect.
     #[error("the connection to the origin was lost")]
     Disconnected,
+    /// The origin has not answered within the export's limit. Never the end of an I/O: the
+    /// request is still with the origin.
+    #[error("no answer within the export's limit")]
+    TimedOut,
 }
 
 /// What a client is told.

@@ -18,8 +18,8 @@ use crate::units::ExportSlot;
 const SEGMENTS_FREE_MIN: u64 = 2;
 
 impl Engine {
-    /// Whether an export's dirty data may be carried: its origin is away, nobody is writing to
-    /// it, and somebody else waits for the room.
+    /// Whether an export's dirty data may be carried: its origin is away, its destager is idle or
+    /// stuck in the origin, and somebody else waits for the room.
     fn may_carry(&self, slot: ExportSlot) -> bool {
         let export = self.exports.get(slot);
         let others_wait = self.exports.in_use().filter(|&other| other != slot).any(|other| {
@@ -27,10 +27,16 @@ impl Engine {
             !other.room_waiters.is_empty() && !other.is_away()
         });
         export.is_away()
-            && !export.destaging
+            && (!export.destaging || export.destage_late)
             && others_wait
             && self.log.segments_free() >= SEGMENTS_FREE_MIN
             && self.carried.has_room(BATCH_BLOCKS)
+    }
+
+    /// What a destager that is stuck in its origin has planned is no longer where it was.
+    fn note_carried(&mut self, slot: ExportSlot) {
+        let export = self.exports.get_mut(slot);
+        export.destage_void |= export.destaging;
     }
 
     /// Carries a dirty entry at the tail, or a part of it. Returns whether it is finished; if not,
@@ -99,7 +105,10 @@ impl Engine {
         while first < self.reclaim.survivors.len() {
             let survivor = self.reclaim.survivors[first];
             let run = self.carried_run(first);
-            let room = self.may_carry(survivor.export)
+            // While it was read the origin may have come back and taken it.
+            let is_dirty = survivor.version > self.exports.get(survivor.export).watermark.0;
+            let room = is_dirty
+                && self.may_carry(survivor.export)
                 && self.ensure_room(1, run, Privilege::Reserved).is_ok();
             if !room {
                 return self.rewind_reclaim();
@@ -153,6 +162,7 @@ impl Engine {
             }
         }
         let version = crate::units::Sequence(version);
+        self.note_carried(export);
         let key = CarriedKey { export, version, ordinal, block };
         let (is_zero, no_hole) = (false, false);
         self.carried.insert(Carried { key, count: run, is_zero, no_hole, epoch, address });
@@ -185,6 +195,7 @@ impl Engine {
             let (address, _) = self.log.append(&copy.with_flags(flags), &mut self.reserve);
             self.reclaim.copies = self.log.open().0;
             let version = crate::units::Sequence(version);
+            self.note_carried(slot);
             let key = CarriedKey { export: slot, version, ordinal, block: first };
             self.carried.insert(Carried { key, count, is_zero: true, no_hole, epoch, address });
         }

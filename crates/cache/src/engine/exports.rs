@@ -1,5 +1,6 @@
 //! The exports: their epochs, watermarks, dirty accounts and the state of their origins.
 
+use super::origin::OriginState;
 use super::tables::TicketQueue;
 use crate::config::{Mode, Order};
 use crate::geometry::LogAddress;
@@ -98,6 +99,8 @@ pub struct Export {
     pub damaged: bool,
     /// Whether destage tries again by itself: the device may read later what it cannot read now.
     pub tries_again: bool,
+    /// When.
+    pub damage_retry_at_ns: u64,
     /// The newest version that destage stands still before.
     pub damaged_up_to: Sequence,
     /// An operator has accepted the loss of what is damaged up to this version.
@@ -106,14 +109,19 @@ pub struct Export {
     pub destaging: bool,
     /// Everything up to here was written to the origin, flushed or not.
     pub origin_written: Sequence,
-    /// Whether the origin answered last time.
-    pub origin_up: bool,
-    /// When a failed origin is asked again.
-    pub retry_at_ns: u64,
-    /// How long to wait after the next failure.
-    pub backoff_ns: u64,
+    /// What is known of its origin.
+    pub origin: OriginState,
+    /// Whether its destager waits for an answer that is overdue: then dirty data may be carried
+    /// although the destager is at work on it.
+    pub destage_late: bool,
+    /// Whether that happened: the destager starts over as soon as it has its answer.
+    pub destage_void: bool,
     /// When destage last made progress.
     pub progress_ns: u64,
+    /// Reads and partial writes that wait for a free fetch, wait or I/O slot.
+    pub fetch_waiters: TicketQueue,
+    /// Partial writes that wait for a free merge slot.
+    pub merge_waiters: TicketQueue,
     /// Writes that wait for room in the log.
     pub room_waiters: TicketQueue,
     /// Writethrough requests that wait for the origin, in order of sequence.
@@ -122,12 +130,15 @@ pub struct Export {
 
 /// The engine ends an epoch that takes this part of what may be dirty.
 const EPOCH_SHARE: u64 = 8;
-/// The first wait after an origin failed.
-pub const BACKOFF_NS_MIN: u64 = 100_000_000;
-/// The longest wait between two tries.
-pub const BACKOFF_NS_MAX: u64 = 5_000_000_000;
+/// One part in so many of what may be dirty in all is divided among the exports, for each alone.
+const DIRTY_SHARED: u64 = 4;
 
 impl Export {
+    /// Whether it takes writes.
+    fn is_writer(&self) -> bool {
+        self.configured && self.mode != Mode::ReadOnly
+    }
+
     /// Size in blocks; the last one may be partial.
     pub const fn size_blocks(&self) -> u64 {
         self.size_bytes.div_ceil(BLOCK_BYTES_U64)
@@ -167,7 +178,7 @@ impl Export {
 
     /// Whether nobody can say when the origin will take its data: dirty data may be carried.
     pub const fn is_away(&self) -> bool {
-        !self.origin_up || !self.configured || self.damaged || !self.destage_enabled
+        !self.origin.is_up() || !self.configured || self.damaged || !self.destage_enabled
     }
 
     /// Notes an entry of client data in the open record.
@@ -206,20 +217,6 @@ impl Export {
             self.damaged = false;
         }
     }
-
-    /// The origin answered.
-    pub fn origin_answered(&mut self) {
-        self.origin_up = true;
-        self.backoff_ns = BACKOFF_NS_MIN;
-    }
-
-    /// The origin failed: the next try waits longer. Returns whether it had been up.
-    pub fn origin_failed(&mut self, now_ns: u64) -> bool {
-        let was_up = std::mem::replace(&mut self.origin_up, false);
-        self.retry_at_ns = now_ns + self.backoff_ns;
-        self.backoff_ns = (self.backoff_ns * 2).min(BACKOFF_NS_MAX);
-        was_up
-    }
 }
 
 impl Export {
@@ -254,14 +251,17 @@ impl Export {
             destage_enabled: true,
             damaged: false,
             tries_again: false,
+            damage_retry_at_ns: 0,
             damaged_up_to: Sequence(0),
             loss_accepted: Sequence(0),
             destaging: false,
             origin_written: Sequence(0),
-            origin_up: true,
-            retry_at_ns: 0,
-            backoff_ns: BACKOFF_NS_MIN,
+            origin: OriginState::new(),
+            destage_late: false,
+            destage_void: false,
             progress_ns: 0,
+            fetch_waiters: TicketQueue::default(),
+            merge_waiters: TicketQueue::default(),
             room_waiters: TicketQueue::default(),
             origin_waiters: TicketQueue::default(),
         }
@@ -321,9 +321,19 @@ impl Exports {
             .filter_map(|(slot, export)| Some((slot, export.as_mut()?)))
     }
 
-    /// Log blocks of dirty data of all exports.
-    pub fn dirty_log_blocks(&self) -> u64 {
-        self.in_use.iter().map(|&slot| self.get(slot).dirty.log_blocks).sum()
+    /// Whether an export may have more dirty data when all together may have so many log blocks.
+    /// Each keeps a part of that to itself, so that one whose origin is away leaves room for the
+    /// others (rule 15).
+    pub fn may_grow_dirty(&self, slot: ExportSlot, most: u64) -> bool {
+        let writers = |&&slot: &&ExportSlot| self.get(slot).is_writer();
+        let writers = self.in_use.iter().filter(writers).count() as u64;
+        let own = most / (DIRTY_SHARED * writers.max(1));
+        let taken = |&each: &ExportSlot| {
+            let export = self.get(each);
+            let kept = if each != slot && export.is_writer() { own } else { 0 };
+            export.dirty.log_blocks.max(kept)
+        };
+        self.in_use.iter().map(taken).sum::<u64>() < most
     }
 
     /// Per slot: the epoch that entries belong to now.

@@ -111,18 +111,19 @@ impl Engine {
             return true;
         }
         if self.ops[ticket.0 as usize].merge.is_none() {
-            if self.merges.free() == 0 {
+            if self.merge_quota.room(slot) == 0 {
                 self.counters.add(Counter::MergeWaits, 1);
-                self.links.push(&mut self.merge_waiters, ticket);
+                self.links.push(&mut self.exports.get_mut(slot).merge_waiters, ticket);
                 return false;
             }
+            self.merge_quota.take(slot);
             let merge = self.merges.take(Merge { ticket, blocks: [None; 2] });
             self.ops[ticket.0 as usize].merge = Some(merge);
         }
-        if !self.can_fetch(origin, origin, device + origin) {
+        if !self.can_fetch(slot, origin, origin, device + origin) {
             self.release_merge(ticket);
             self.counters.add(Counter::FetchWaits, 1);
-            self.links.push(&mut self.fetch_waiters, ticket);
+            self.links.push(&mut self.exports.get_mut(slot).fetch_waiters, ticket);
             return false;
         }
         self.read_partial_blocks(ticket, slot, plan);
@@ -228,6 +229,7 @@ impl Engine {
     pub(super) fn release_merge(&mut self, ticket: Ticket) {
         if let Some(merge) = self.ops[ticket.0 as usize].merge.take() {
             self.merges.give_back(merge);
+            self.merge_quota.give_back(self.ops[ticket.0 as usize].request().export);
         }
     }
 }

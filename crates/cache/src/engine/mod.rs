@@ -1,8 +1,9 @@
 //! The engine: a state machine, `step(event, now) → effects`.
 //!
 //! One file per duty: [`write`](self) appends what clients write, `read` answers from log and
-//! origin, `pieces` as parts of it arrive, `fetch` brings misses in, `merge` completes partial blocks, `log` is the append stream,
-//! `durability` flushes, `destage` carries dirty data to origins, `reclaim` makes segments free.
+//! origin, `pieces` as parts of it arrive, `fetch` brings misses in, `merge` completes partial
+//! blocks, `log` is the append stream, `durability` flushes, `destage` carries dirty data to
+//! origins, `origin` knows which of them answer, `reclaim` makes segments free.
 
 mod api;
 mod carried;
@@ -15,6 +16,7 @@ mod exports;
 mod fetch;
 mod log;
 mod merge;
+mod origin;
 mod pieces;
 mod read;
 mod reclaim;
@@ -33,12 +35,11 @@ pub(crate) use recovery::{Survey, survey};
 use crate::config::Config;
 use crate::counters::{Counter, Counters, ExportCounter};
 use crate::index::Index;
-use crate::limits::{
-    BLOCK_BYTES_U32, DESTAGERS, DEVICE_IOS_MAX, EXPORTS_MAX, FETCHES_MAX, MERGES_MAX,
-};
+use crate::limits::{BLOCK_BYTES_U32, DEVICE_IOS_MAX, EXPORTS_MAX};
 use crate::policy::Admission;
+use crate::quota::Quota;
 use crate::reserve::{Reserve, ReservePlan};
-use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Now, Ticket};
+use crate::units::{BLOCK_BYTES_U64, Buffer, Now, Ticket};
 use carried::CarriedTable;
 use control::Waiting;
 use destage::Destager;
@@ -77,15 +78,22 @@ pub struct Engine {
     links: TicketLinks,
     ios: IoTable,
     merges: Slots<Merge>,
-    merge_waiters: TicketQueue,
+    merge_quota: Quota,
     fetches: Slots<Fetch>,
+    fetch_quota: Quota,
+    /// Fetches that wait for a buffer, in order.
+    fetch_queue: FixedQueue<u32>,
+    /// Buffers that no fetch has.
+    fetch_buffers: Vec<u32>,
+    buffer_quota: Quota,
+    /// When fetches have to be looked at.
+    fetches_due_ns: u64,
     wait_links: Slots<WaitLink>,
-    /// Reads and partial writes that wait for a free fetch or I/O slot.
-    fetch_waiters: TicketQueue,
+    link_quota: Quota,
     /// Requests that wait for a sequence to become durable, in order of sequence.
     durable_waiters: TicketQueue,
     admission: Admission,
-    destagers: Box<[Destager; DESTAGERS]>,
+    destagers: Box<[Destager]>,
     reclaim: Reclaim,
     carried: CarriedTable,
     superblock: SuperblockKeeper,
@@ -124,6 +132,7 @@ impl Engine {
     pub fn check_invariants(&self) {
         self.log.check_invariants();
         self.index.check_invariants();
+        self.check_fetch_invariants();
         for slot in self.exports.in_use() {
             let export = self.exports.get(slot);
             assert!(
@@ -153,25 +162,6 @@ impl Engine {
         self.fail_waiters_of_latch();
     }
 
-    fn origin_failed(&mut self, slot: ExportSlot, error: IoError) {
-        self.counters.add_export(slot, ExportCounter::OriginErrors, 1);
-        let now_ns = self.now.monotonic_ns;
-        if self.exports.get_mut(slot).origin_failed(now_ns) {
-            self.counters.set_export(slot, ExportCounter::OriginUp, 0);
-            self.emit(Effect::Notice(Notice::OriginDown { export: slot, error }));
-        }
-    }
-
-    fn origin_answered(&mut self, slot: ExportSlot) {
-        let export = self.exports.get_mut(slot);
-        let was_down = !export.origin_up;
-        export.origin_answered();
-        if was_down {
-            self.counters.set_export(slot, ExportCounter::OriginUp, 1);
-            self.emit(Effect::Notice(Notice::OriginUp { export: slot }));
-        }
-    }
-
     /// Publishes what is only worth showing once per turn.
     fn publish(&mut self) {
         let counters = &self.counters;
@@ -181,7 +171,8 @@ impl Engine {
         counters.set(Counter::SegmentsUsed, used);
         counters.set(Counter::SegmentsReclaiming, u64::from(self.reclaim.is_active()));
         counters.set(Counter::MergesUsed, self.merges.used() as u64);
-        counters.set(Counter::FetchesUsed, self.fetches.used() as u64);
+        let buffers_used = self.plan.fetch_buffers as usize - self.fetch_buffers.len();
+        counters.set(Counter::FetchesUsed, buffers_used as u64);
         let total = self.index.leaves_total();
         counters.set(Counter::LeavesUsed, (total - self.index.leaves_free()) as u64);
         counters.set(Counter::LeavesTotal, total as u64);
@@ -195,7 +186,8 @@ impl Engine {
             set(ExportCounter::CachedBytes, bytes(self.index.cached_blocks(slot)));
             set(ExportCounter::DirtyBytes, bytes(export.dirty.blocks));
             set(ExportCounter::OldestDirtyNs, oldest);
-            set(ExportCounter::OriginUp, u64::from(export.origin_up));
+            set(ExportCounter::OriginUp, u64::from(export.origin.is_up()));
+            set(ExportCounter::OriginLate, u64::from(export.origin.late()));
             set(ExportCounter::Damaged, u64::from(export.damaged));
         }
     }
@@ -206,4 +198,4 @@ fn blocks_of(buffer: Buffer, first: u32, blocks: u32) -> Buffer {
     buffer.part(first * BLOCK_BYTES_U32, blocks * BLOCK_BYTES_U32)
 }
 
-const _: () = assert!(EXPORTS_MAX <= 64 && FETCHES_MAX < 1 << 16 && MERGES_MAX < 1 << 16);
+const _: () = assert!(EXPORTS_MAX <= 64);

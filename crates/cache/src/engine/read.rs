@@ -10,11 +10,13 @@ use super::{Engine, blocks_of};
 use crate::counters::{Counter, ExportCounter};
 use crate::geometry::LogAddress;
 use crate::index::Place;
-use crate::limits::STEP_BLOCKS_MAX;
+use crate::limits::{FETCHES_PER_EXPORT, STEP_BLOCKS_MAX};
 use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, Buffer, ExportSlot, Ticket};
 
 /// Windows that a step touches at most.
 const WINDOWS_MAX: usize = STEP_BLOCKS_MAX.div_ceil(WINDOW_BLOCKS as usize) + 1;
+
+const _: () = assert!(WINDOWS_MAX == FETCHES_PER_EXPORT);
 
 /// The blocks of a step that are not in the cache, by window.
 type MissingWindows = [u64; WINDOWS_MAX];
@@ -53,7 +55,7 @@ impl Engine {
         let (span, buffer) = self.read_target(ticket);
         if !self.read_can_start(slot, span) {
             self.counters.add(Counter::FetchWaits, 1);
-            self.links.push(&mut self.fetch_waiters, ticket);
+            self.links.push(&mut self.exports.get_mut(slot).fetch_waiters, ticket);
             return;
         }
         self.begin_progress(ticket, span);
@@ -143,7 +145,7 @@ impl Engine {
             links += joined + usize::from(rest);
             fetches += usize::from(rest);
         }
-        runs + fetches == 0 && links == 0 || self.can_fetch(fetches, links, runs + fetches)
+        runs + fetches == 0 && links == 0 || self.can_fetch(slot, fetches, links, runs + fetches)
     }
 
     /// How many fetches in flight have some of these blocks, and whether a new one is needed.

@@ -69,6 +69,8 @@ pub struct Reclaim {
     pub(super) copies: Sequence,
     /// Exports whose dirty data stands in the way, a bit each.
     blocked_by: u64,
+    /// Whether destage has changed what may be carried.
+    pub(super) look_again: bool,
 }
 
 impl Reclaim {
@@ -86,6 +88,7 @@ impl Reclaim {
             paused: false,
             copies: Sequence(0),
             blocked_by: 0,
+            look_again: false,
         }
     }
 

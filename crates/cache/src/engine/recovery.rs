@@ -13,7 +13,7 @@ use super::superblock::SuperblockKeeper;
 use super::tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
 use super::{EFFECTS_MAX, Engine};
 use crate::config::{Config, ExportOptions, OpenedExport};
-use crate::counters::{Counters, ExportCounter};
+use crate::counters::{Counter, Counters, ExportCounter};
 use crate::error::OpenError;
 use crate::format::{
     Entry, EntryFlags, EntryKind, ExportTable, Footer, FooterBuilder, SUMMARY_OFFSET,
@@ -22,8 +22,12 @@ use crate::format::{
 use crate::geometry::{Geometry, LogAddress};
 use crate::index::{Index, IndexEntry};
 use crate::layout;
-use crate::limits::{DEVICE_IOS_MAX, EXPORTS_MAX, FETCHES_MAX, MERGES_MAX};
+use crate::limits::{
+    BLOCK_BYTES_U32, DEVICE_IOS_MAX, EXPORTS_MAX, FETCH_BUFFERS_PER_EXPORT, FETCH_BUFFERS_SHARED,
+    FETCHES_PER_EXPORT, FETCHES_SHARED, MERGES_MAX, WAIT_LINKS_PER_EXPORT,
+};
 use crate::policy::Admission;
+use crate::quota::Quota;
 use crate::reserve::{Reserve, ReservePlan};
 use crate::scan::{FoundSegment, LogFacts, Scanner};
 use crate::storage::Storage;
@@ -34,6 +38,14 @@ use zerocopy::little_endian::{U32, U64};
 
 /// Leaves that are always worth having: 16 MiB of memory.
 const LEAVES_MIN: u64 = 4096;
+
+/// Blocks of log for each leaf: 1.45 times as many leaves as full ones would take. With checksums
+/// and what admission remembers that stays below 16 bytes per block, 4 GiB per TiB.
+const LOG_BLOCKS_PER_LEAF: u64 = 352;
+
+fn leaves_by_default(log_blocks: u64) -> u64 {
+    LEAVES_MIN.max(log_blocks / LOG_BLOCKS_PER_LEAF)
+}
 
 /// What recovery did.
 #[derive(Clone, Debug, Default)]
@@ -196,9 +208,9 @@ impl Rebuild {
         }
         let all_leaves: u64 =
             export_blocks.iter().map(|blocks| blocks.div_ceil(crate::index::LEAF_BLOCKS)).sum();
-        let budget = LEAVES_MIN.max(geometry.log_blocks() / 256);
-        let leaves =
-            config.index_leaves.unwrap_or(u32::try_from(all_leaves.min(budget)).expect("a budget"));
+        let asked = config.index_bytes.map(|bytes| (bytes / BLOCK_BYTES_U64).max(1));
+        let most = asked.unwrap_or_else(|| leaves_by_default(geometry.log_blocks()));
+        let leaves = u32::try_from(all_leaves.min(most)).expect("an index of less than 16 TiB");
         Ok(Self {
             geometry,
             index: Index::new(&export_blocks, leaves),
@@ -543,6 +555,13 @@ impl Rebuild {
             checksums: self.checksums,
         };
         let requests = config.requests_max as usize;
+        // Those that nobody configured have no origin, and ask for nothing.
+        let exports = self.recovery.exports.len().max(1);
+        assert_eq!(plan.destagers as usize, exports, "a plan for these exports");
+        let fetches = Quota::slots(FETCHES_PER_EXPORT, FETCHES_SHARED, exports);
+        let links = requests * 2;
+        let batch_blocks = plan.destage_batch_bytes / BLOCK_BYTES_U32;
+        let destager = |_| Destager::new(batch_blocks as usize);
         let engine = Engine {
             reserve,
             plan,
@@ -558,13 +577,18 @@ impl Rebuild {
             links: TicketLinks::new(config.requests_max),
             ios: IoTable::new(DEVICE_IOS_MAX),
             merges: Slots::new(MERGES_MAX),
-            merge_waiters: TicketQueue::default(),
-            fetches: Slots::new(FETCHES_MAX),
-            wait_links: Slots::new(requests * 2 + 64),
-            fetch_waiters: TicketQueue::default(),
+            merge_quota: Quota::new(1, MERGES_MAX - EXPORTS_MAX, exports),
+            fetches: Slots::new(fetches),
+            fetch_quota: Quota::new(FETCHES_PER_EXPORT, FETCHES_SHARED, exports),
+            fetch_queue: FixedQueue::new(fetches),
+            fetch_buffers: (0..plan.fetch_buffers).rev().collect(),
+            buffer_quota: Quota::new(FETCH_BUFFERS_PER_EXPORT, FETCH_BUFFERS_SHARED, exports),
+            fetches_due_ns: u64::MAX,
+            wait_links: Slots::new(Quota::slots(WAIT_LINKS_PER_EXPORT, links, exports)),
+            link_quota: Quota::new(WAIT_LINKS_PER_EXPORT, links, exports),
             durable_waiters: TicketQueue::default(),
             admission: Admission::new(has_wrapped),
-            destagers: Box::new(std::array::from_fn(|_| Destager::new())),
+            destagers: (0..plan.destagers).map(destager).collect(),
             reclaim: Reclaim::new(),
             carried: CarriedTable::new(self.carried),
             superblock: SuperblockKeeper::new(superblock.clone()),
@@ -575,6 +599,8 @@ impl Rebuild {
             now,
             config,
         };
+        let tables_bytes: usize = engine.memory().iter().map(|(_, length)| length).sum();
+        engine.counters.set(Counter::TablesBytes, tables_bytes as u64);
         self.recovery.incarnation = incarnation;
         (engine, self.recovery)
     }
@@ -599,6 +625,7 @@ fn configure(export: &mut Export, option: &ExportOptions, geometry: &Geometry) {
     export.mode = option.mode;
     export.order = option.order;
     export.wait_ns_max = option.wait_ns_max;
+    export.origin.timeout_ns = option.origin_timeout_ns;
     // Rule 15: a lap of the log always frees space.
     let most = geometry.log_blocks() / 4 * 3;
     let asked = option.dirty_bytes_max.map_or(most, |bytes| bytes / BLOCK_BYTES_U64);

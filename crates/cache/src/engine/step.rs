@@ -195,9 +195,13 @@ impl Engine {
     fn end_turn(&mut self) {
         self.run_fetch_waiters();
         self.run_room_waiters();
-        self.run_fetch_retries();
+        self.run_fetches();
         self.run_reclaim();
         self.run_destage();
+        if std::mem::take(&mut self.reclaim.look_again) {
+            // An origin went away, or its destager is done: what stood in the way may be carried.
+            self.run_reclaim();
+        }
         self.run_controls();
         if !self.latched {
             self.log.close_if_due(&mut self.reserve, &mut self.exports, self.now);
@@ -240,6 +244,7 @@ impl Engine {
             self.fetch_deadline_ns(),
             self.room_deadline_ns(),
             self.destage_deadline_ns(),
+            self.destage_late_ns(),
         ]
         .into_iter()
         .flatten()

@@ -42,6 +42,11 @@ impl<T> FixedQueue<T> {
         self.items.len()
     }
 
+    /// Takes out what is asked for, wherever it is.
+    pub fn remove(&mut self, is_it: impl Fn(&T) -> bool) {
+        self.items.retain(|item| !is_it(item));
+    }
+
     /// From front to end.
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.items.iter()
@@ -70,6 +75,11 @@ impl<T> Slots<T> {
     /// Slots that are free.
     pub fn free(&self) -> usize {
         self.free.len()
+    }
+
+    /// Slots in all.
+    pub fn capacity(&self) -> u32 {
+        u32::try_from(self.items.len()).expect("a small table")
     }
 
     /// Slots in use.

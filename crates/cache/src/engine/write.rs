@@ -101,9 +101,9 @@ impl Engine {
         request: &Request,
     ) -> Result<(), NoRoom> {
         let export = self.exports.get(slot);
-        let log_blocks = self.log.geometry.log_blocks();
+        let most = self.log.geometry.log_blocks() / 4 * 3;
         if export.dirty.log_blocks >= export.dirty_log_blocks_max
-            || self.exports.dirty_log_blocks() >= log_blocks / 4 * 3
+            || !self.exports.may_grow_dirty(slot, most)
         {
             return Err(NoRoom);
         }

@@ -9,7 +9,7 @@ use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
     Buffer, Command, Config, Control, Effect, Engine, Event, ExportOptions, ExportSlot,
     FormatOptions, IoError, IoId, Mode, Notice, Now, Order, OriginIdentity, Piece, ReadPiece,
-    Request, RequestError, Reserve, ReservePlan, Storage, StorageError, Ticket,
+    Request, RequestError, Reserve, ReservePlan, ReserveShape, Storage, StorageError, Ticket,
 };
 use std::collections::BTreeMap;
 
@@ -130,11 +130,19 @@ impl Bench {
             order,
             dirty_bytes_max: None,
             wait_ns_max: 2_000_000_000,
+            origin_timeout_ns: 30_000_000_000,
         };
         let receive_bytes = u64::from(TICKETS) * u64::from(WINDOW_BYTES);
-        let least = ReservePlan::new(0, receive_bytes, SEGMENT_BYTES_MIN);
+        let shape = ReserveShape {
+            reserve_bytes: 0,
+            receive_bytes,
+            segment_bytes: SEGMENT_BYTES_MIN,
+            exports: exports.len(),
+        };
+        let least = ReservePlan::new(&shape);
         let needed = least.expect_err("no reserve is too small").needed_bytes;
-        let plan = ReservePlan::new(needed, receive_bytes, SEGMENT_BYTES_MIN).expect("the least");
+        let plan =
+            ReservePlan::new(&ReserveShape { reserve_bytes: needed, ..shape }).expect("the least");
         let options: Vec<_> = exports.iter().enumerate().map(export).collect();
         let mut bench = Self {
             disk,

@@ -55,6 +55,8 @@ pub struct NativeExport {
     pub dirty_bytes_max: Option<BigInt>,
     /// How long a write waits for room, and a miss for an origin that is away.
     pub wait_ms: f64,
+    /// How long a request to the origin may take until the origin counts as down.
+    pub origin_timeout_ms: f64,
 }
 
 /// How the engine is to run.
@@ -72,6 +74,8 @@ pub struct NativeOpenOptions {
     pub cpu: Option<f64>,
     /// Go on where durable data is damaged, losing what is named.
     pub accept_loss: bool,
+    /// Memory of the index; null: as much as the cache device's size asks for.
+    pub index_bytes: Option<BigInt>,
     /// What is served.
     pub exports: Vec<NativeExport>,
 }
@@ -117,6 +121,11 @@ pub fn open_spec(options: NativeOpenOptions) -> napi::Result<OpenSpec> {
         spin_us: whole("spinUs", options.spin_us)?,
         cpu: options.cpu.map(|cpu| whole("cpu", cpu)).transpose()?,
         accept_loss: options.accept_loss,
+        index_bytes: options
+            .index_bytes
+            .as_ref()
+            .map(|bytes| whole_bigint("indexBytes", bytes))
+            .transpose()?,
         exports: options.exports.into_iter().map(export_spec).collect::<napi::Result<_>>()?,
     })
 }
@@ -132,6 +141,7 @@ fn export_spec(export: NativeExport) -> napi::Result<ExportSpec> {
             .map(|bytes| whole_bigint("dirtyBytesMax", bytes))
             .transpose()?,
         wait_ms: whole("waitMs", export.wait_ms)?,
+        origin_timeout_ms: whole("originTimeoutMs", export.origin_timeout_ms)?,
     })
 }
 

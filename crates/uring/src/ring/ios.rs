@@ -6,15 +6,18 @@ use crate::core::Core;
 use crate::counters::OriginOp;
 use crate::memory::Mapping;
 use io_uring::{opcode, types};
-use ringfence_cache::limits::DEVICE_IOS_MAX;
+use ringfence_cache::limits::{DEVICE_IOS_MAX, EXPORTS_MAX};
+use ringfence_cache::quota::Quota;
 use ringfence_cache::units::ExportSlot;
 use ringfence_cache::{Buffer, Effect, Event, IoError, IoId};
-use std::collections::VecDeque;
 use std::sync::Arc;
 
-/// Origin requests with the kernel at once; more wait here. Fewer than the kernel's workers, so
-/// that an origin that hangs cannot keep the cache device's flushes from running.
-pub const ORIGIN_IOS_MAX: usize = 48;
+/// Origin requests of one export that are with the kernel whatever other origins do.
+const ORIGIN_IOS_PER_EXPORT: usize = 1;
+/// Origin requests with the kernel beyond those; more wait here.
+const ORIGIN_IOS_SHARED: usize = 48;
+/// What a list of I/Os ends with.
+const NO_IO: u32 = u32::MAX;
 /// Zeroes written at a time where an origin cannot be told to make them.
 const ZERO_BYTES: u32 = 1 << 20;
 
@@ -68,13 +71,31 @@ impl OriginTarget {
     }
 }
 
+/// Origin I/Os of one export that wait for their turn, linked through [`Ios::next`].
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    first: u32,
+    last: u32,
+}
+
+/// The most origin requests that are with the kernel at once. It has more workers, so that origins
+/// that hang cannot keep the cache device's flushes from running.
+#[must_use]
+pub fn origin_ios_max(exports: usize) -> usize {
+    Quota::slots(ORIGIN_IOS_PER_EXPORT, ORIGIN_IOS_SHARED, exports)
+}
+
 /// The table of I/Os.
 pub struct Ios {
     table: Box<[Option<Io>]>,
     free: Vec<u32>,
-    /// Origin I/Os that wait for their turn.
-    waiting: VecDeque<u32>,
-    origin_ios: usize,
+    /// By export slot.
+    waiting: Box<[Waiting]>,
+    /// By I/O: the one that waits behind it.
+    next: Box<[u32]>,
+    /// The export whose turn it is among those that wait.
+    turn: usize,
+    quota: Quota,
     /// By export slot.
     targets: Box<[Option<OriginTarget>]>,
     zeroes: Arc<Mapping>,
@@ -85,11 +106,14 @@ impl Ios {
     #[must_use]
     pub fn new(targets: Box<[Option<OriginTarget>]>, zeroes: Arc<Mapping>) -> Self {
         let count = DEVICE_IOS_MAX as u32;
+        let exports = targets.iter().flatten().count();
         Self {
             table: (0..count).map(|_| None).collect(),
             free: (0..count).rev().collect(),
-            waiting: VecDeque::with_capacity(DEVICE_IOS_MAX),
-            origin_ios: 0,
+            waiting: vec![Waiting { first: NO_IO, last: NO_IO }; EXPORTS_MAX].into(),
+            next: vec![NO_IO; DEVICE_IOS_MAX].into(),
+            turn: 0,
+            quota: Quota::new(ORIGIN_IOS_PER_EXPORT, ORIGIN_IOS_SHARED, exports),
             targets,
             zeroes,
         }
@@ -107,6 +131,33 @@ impl Ios {
     #[must_use]
     pub fn in_flight(&self) -> usize {
         self.table.len() - self.free.len()
+    }
+
+    fn push_waiting(&mut self, export: ExportSlot, index: u32) {
+        let list = &mut self.waiting[export.index()];
+        self.next[index as usize] = NO_IO;
+        if list.first == NO_IO {
+            list.first = index;
+        } else {
+            self.next[list.last as usize] = index;
+        }
+        list.last = index;
+    }
+
+    /// The next origin I/O whose export may have one more with the kernel; exports take turns.
+    fn pop_waiting(&mut self) -> Option<u32> {
+        for step in 0..EXPORTS_MAX {
+            let slot = (self.turn + step) % EXPORTS_MAX;
+            let export = ExportSlot(slot as u8);
+            let index = self.waiting[slot].first;
+            if index != NO_IO && self.quota.room(export) > 0 {
+                self.waiting[slot].first = self.next[index as usize];
+                self.quota.take(export);
+                self.turn = slot + 1;
+                return Some(index);
+            }
+        }
+        None
     }
 
     fn io(&mut self, index: u32) -> &mut Io {
@@ -148,8 +199,8 @@ impl<C: Core> Ring<C> {
         let io =
             Io { id, kind, offset, buffer, length, done: 0, written_zeroes: false, started_ns };
         self.ios.table[index as usize] = Some(io);
-        if matches!(kind, Kind::Origin { .. }) {
-            self.ios.waiting.push_back(index);
+        if let Kind::Origin { export, .. } = kind {
+            self.ios.push_waiting(export, index);
             self.start_origin_ios();
         } else {
             self.push_io(index);
@@ -170,9 +221,7 @@ impl<C: Core> Ring<C> {
     }
 
     fn start_origin_ios(&mut self) {
-        while self.ios.origin_ios < ORIGIN_IOS_MAX {
-            let Some(index) = self.ios.waiting.pop_front() else { return };
-            self.ios.origin_ios += 1;
+        while let Some(index) = self.ios.pop_waiting() {
             self.push_io(index);
         }
     }
@@ -262,7 +311,7 @@ impl<C: Core> Ring<C> {
         self.ios.table[index as usize] = None;
         self.ios.free.push(index);
         if let Kind::Origin { export, op, .. } = io.kind {
-            self.ios.origin_ios -= 1;
+            self.ios.quota.give_back(export);
             let duration_ns = self.now.monotonic_ns.saturating_sub(io.started_ns);
             let failed = outcome.is_err();
             self.shared.counters.origin(export, op, io.length, duration_ns, failed);

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 /// Submissions between two system calls.
 const ENTRIES: u32 = 1024;
-/// Kernel threads for what cannot be done without blocking: as many as origin requests may be in
-/// flight, and some that only the cache device's flushes find free.
-const WORKERS_BOUNDED: u32 = super::ios::ORIGIN_IOS_MAX as u32 + 16;
+/// Kernel threads for what cannot be done without blocking, beyond those that origin requests may
+/// keep busy: the cache device's flushes find one free.
+const WORKERS_SPARE: u32 = 16;
 const WORKERS_UNBOUNDED: u32 = 8;
 
 /// Places in the table of registered files.
@@ -76,21 +76,24 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// Sets it up for `connections` sockets, and registers the reserve where that is allowed.
+    /// Sets it up for `connections` sockets and the origins of so many `exports`, and registers the
+    /// reserve where that is allowed.
     ///
     /// # Errors
     /// As `io_uring_setup`.
     pub fn new(
         mapping: Arc<Mapping>,
         connections: u32,
+        exports: usize,
         counters: Arc<RingCounters>,
     ) -> io::Result<Self> {
+        let workers = super::ios::origin_ios_max(exports) as u32 + WORKERS_SPARE;
         // Every device I/O, a receive and a send per connection, and what there is one of.
         let completions = DEVICE_IOS_MAX as u32 + 2 * connections + ENTRIES;
         let uring = ring_setup::build(ENTRIES, completions)?;
         let submitter = uring.submitter();
         submitter.register_files_sparse(file::CONNECTIONS + connections)?;
-        submitter.register_iowq_max_workers(&mut [WORKERS_BOUNDED, WORKERS_UNBOUNDED])?;
+        submitter.register_iowq_max_workers(&mut [workers, WORKERS_UNBOUNDED])?;
         // SAFETY: the mapping outlives the ring: `self` keeps it.
         let fixed_buffers = unsafe { submitter.register_buffers(&mapping.pieces()) }.is_ok();
         Ok(Self { uring, mapping, fixed_buffers, counters })

@@ -61,6 +61,15 @@ pub struct Parts<C> {
     pub spin: Spin,
 }
 
+/// How a ring ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// How the last flush went.
+    pub flushed: Result<(), &'static str>,
+    /// Whether the kernel still has requests: their thread cannot end before they do.
+    pub stuck: bool,
+}
+
 /// The loop's state.
 pub struct Ring<C> {
     core: C,
@@ -113,7 +122,7 @@ impl<C: Core> Ring<C> {
             events_waiting: false,
             connections: (0..count as u16).map(connection).collect(),
             listeners: Listeners::new(count),
-            tickets: Tickets::new(parts.requests_max),
+            tickets: Tickets::new(parts.requests_max, parts.exports.iter().flatten().count()),
             ios: parts.ios,
             exports: parts.exports,
             runnable: Vec::with_capacity(count),
@@ -129,8 +138,8 @@ impl<C: Core> Ring<C> {
         }
     }
 
-    /// Runs until it was told to stop and has. Returns how the last flush went.
-    pub fn run(&mut self) -> Result<(), &'static str> {
+    /// Runs until it was told to stop and has.
+    pub fn run(&mut self) -> Ending {
         self.arm_wake();
         loop {
             self.turn();

@@ -87,6 +87,7 @@ mod tests {
     fn a_piece_is_cut_to_the_request() {
         let step = |offset, length| Step {
             connection: 0,
+            export: ringfence_cache::ExportSlot(0),
             op: Op::Read,
             of_long: false,
             cookie: Cookie(1),

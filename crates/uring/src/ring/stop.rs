@@ -1,6 +1,6 @@
 //! The orderly end: no new connections, requests finish, the log is flushed.
 
-use super::Ring;
+use super::{Ending, Ring};
 use crate::connection::State;
 use crate::core::Core;
 use crate::shared::STOP_TOKEN;
@@ -88,9 +88,9 @@ impl<C: Core> Ring<C> {
 
     /// How it ended, if it has: the engine has stopped, and the kernel has nothing of ours any
     /// more, or does not give it back.
-    pub(super) fn ended(&mut self) -> Option<Result<(), &'static str>> {
+    pub(super) fn ended(&mut self) -> Option<Ending> {
         let stopping = self.stopping?;
-        let Phase::Ended(result) = stopping.phase else { return None };
+        let Phase::Ended(flushed) = stopping.phase else { return None };
         let late = self.now.monotonic_ns >= stopping.deadline_ns;
         let busy = self.ios.in_flight() > 0
             || self.listeners.any_armed()
@@ -102,6 +102,6 @@ impl<C: Core> Ring<C> {
             // The kernel may still write into the reserve: it stays mapped until the process ends.
             std::mem::forget(self.shared.mapping.clone());
         }
-        Some(result)
+        Some(Ending { flushed, stuck: busy })
     }
 }

@@ -166,10 +166,10 @@ impl<C: Core> Ring<C> {
 
     /// Whether a ticket is free. If not, the connection is told when one is.
     pub(super) fn has_ticket(&mut self, slot: u16) -> bool {
-        if self.tickets.any_free() {
+        let connection = &mut self.connections[usize::from(slot)];
+        if self.tickets.any_free(connection.export) {
             return true;
         }
-        let connection = &mut self.connections[usize::from(slot)];
         if !std::mem::replace(&mut connection.starved, true) {
             self.starved.push(slot);
         }
@@ -314,8 +314,10 @@ impl<C: Core> Ring<C> {
     pub(super) fn submit(&mut self, slot: u16, step: NewStep, command: Command) {
         let connection = &mut self.connections[usize::from(slot)];
         connection.in_flight += 1;
+        let export: units::ExportSlot = connection.export;
         let ticket = self.tickets.take(Step {
             connection: slot,
+            export,
             op: step.op,
             of_long: step.of_long,
             cookie: step.cookie,
@@ -327,7 +329,6 @@ impl<C: Core> Ring<C> {
             has_content: false,
             started_ns: self.now.monotonic_ns,
         });
-        let export: units::ExportSlot = connection.export;
         let (offset, length) = (step.offset, step.length);
         self.feed(Event::Submit(Request { ticket, export, command, offset, length }));
     }

@@ -125,6 +125,7 @@ impl Engine {
         destager.debts.pay(&destager.plan);
         destager.next = 0;
         destager.phase = Phase::Writing;
+        self.destage_waits_anew(index);
     }
 
     /// The epoch cannot end: something of it is damaged.
@@ -136,7 +137,7 @@ impl Engine {
         // Newer versions of the same epoch may be on their way.
         let may_be_paid = !self.destagers[index].epoch_ended && export.newest_dirty > durable;
         export.tries_again = unreadable || may_be_paid;
-        export.retry_at_ns = now_ns + DAMAGE_RETRY_NS;
+        export.damage_retry_at_ns = now_ns + DAMAGE_RETRY_NS;
         self.stop_damaged(index, block, newest);
     }
 
@@ -240,6 +241,7 @@ impl Engine {
     ) {
         let index = usize::from(destager);
         self.destagers[index].outstanding -= 1;
+        self.destage_waits_anew(index);
         let slot = self.destagers[index].export;
         match result {
             Ok(()) => {

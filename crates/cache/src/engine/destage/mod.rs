@@ -30,11 +30,9 @@ use super::tables::IoOwner;
 use crate::config::Order;
 use crate::counters::ExportCounter;
 use crate::geometry::LogAddress;
-use crate::limits::{DESTAGE_BATCH_BYTES, DESTAGERS};
-use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, ExportSlot, Sequence};
+use crate::units::{BLOCK_BYTES_U64, ExportSlot, Sequence};
 use debts::Debts;
 
-const BATCH_BLOCKS: usize = DESTAGE_BATCH_BYTES as usize / BLOCK_BYTES;
 /// The longest origin write.
 const WRITE_BLOCKS_MAX: usize = 256;
 /// Flush the origin at least this often, so that the watermark keeps up.
@@ -98,7 +96,8 @@ struct Done {
     passed: DirtyAccount,
 }
 
-/// One of a fixed number of workers; each serves one export at a time.
+/// One of as many workers as there are exports; each serves one export at a time, and is held by
+/// it for as long as its origin does not answer.
 #[derive(Debug)]
 pub struct Destager {
     phase: Phase,
@@ -111,9 +110,13 @@ pub struct Destager {
     summary: Option<(u64, u32)>,
     loading: u64,
     plan: Vec<PlanItem>,
+    /// The most items of a plan.
+    batch_blocks: usize,
     zero: Option<ZeroItem>,
     next: usize,
     outstanding: usize,
+    /// Since when the origin has had something of it without ending anything.
+    origin_since_ns: u64,
     error: Option<IoError>,
     debts: Debts,
     /// What is given up must be known to be lost before the watermark passes it: the record that
@@ -130,7 +133,7 @@ pub struct Destager {
 
 impl Destager {
     /// An idle worker.
-    pub fn new() -> Self {
+    pub fn new(batch_blocks: usize) -> Self {
         let cursor = Cursor { segment_use: 0, summary_at: 0 };
         Self {
             phase: Phase::Idle,
@@ -146,10 +149,12 @@ impl Destager {
             passed: DirtyAccount::default(),
             summary: None,
             loading: 0,
-            plan: Vec::with_capacity(BATCH_BLOCKS),
+            plan: Vec::with_capacity(batch_blocks),
+            batch_blocks,
             zero: None,
             next: 0,
             outstanding: 0,
+            origin_since_ns: 0,
             error: None,
             debts: Debts::new(),
             lost_in: Sequence(0),
@@ -164,6 +169,11 @@ impl Destager {
     pub fn is_active(&self) -> bool {
         self.phase != Phase::Idle
     }
+
+    /// Whether it waits for its origin: for an answer, or for a fetch that has to end first.
+    fn waits_for_origin(&self) -> bool {
+        matches!(self.phase, Phase::Writing | Phase::Zeroing | Phase::Flushing)
+    }
 }
 
 impl Engine {
@@ -173,8 +183,9 @@ impl Engine {
             self.trigger_destage(slot);
             self.assign_destager(slot);
         }
-        for destager in 0..DESTAGERS {
+        for destager in 0..self.destagers.len() {
             self.advance_destager(destager);
+            self.look_at_late_destager(destager);
         }
         for slot in self.exports.in_use() {
             self.answer_origin_waiters(slot);
@@ -232,12 +243,12 @@ impl Engine {
         let export = self.exports.get_mut(slot);
         let wanted = export.configured
             && export.destage_enabled
-            && (!export.damaged || export.tries_again && now_ns >= export.retry_at_ns)
+            && (!export.damaged || export.tries_again && now_ns >= export.damage_retry_at_ns)
             && !export.destaging
             && export.is_dirty()
             && export.destage_target > export.watermark
             && durable > export.watermark
-            && (export.origin_up || now_ns >= export.retry_at_ns)
+            && export.origin.may_be_asked(now_ns)
             && (!self.latched || may_go_on)
             && !self.stopping;
         if !wanted {
@@ -300,8 +311,11 @@ impl Engine {
             if self.latched && !(has_durable && self.may_destage_latched(slot)) {
                 return None;
             }
-            if !export.origin_up || export.damaged && export.tries_again {
-                return Some(export.retry_at_ns);
+            if export.damaged && export.tries_again {
+                return Some(export.damage_retry_at_ns.max(export.origin.retry_at_ns));
+            }
+            if !export.origin.may_be_asked(self.now.monotonic_ns) {
+                return Some(export.origin.retry_at_ns);
             }
             let aged = export.dirty_since_ns.saturating_add(self.config.destage_age_ns);
             let idle = self.last_request_ns.saturating_add(self.config.destage_idle_ns);
@@ -313,10 +327,50 @@ impl Engine {
         self.exports.in_use().filter_map(due).min()
     }
 
+    /// When the next origin is overdue with destage.
+    pub(super) fn destage_late_ns(&self) -> Option<u64> {
+        let late_at = |destager: &Destager| {
+            let export = self.exports.get(destager.export);
+            (destager.waits_for_origin() && !export.destage_late)
+                .then(|| destager.origin_since_ns.saturating_add(export.origin.timeout_ns))
+        };
+        self.destagers.iter().filter_map(late_at).min()
+    }
+
+    /// An origin that is overdue counts as down. What it has of ours stays where it is.
+    fn look_at_late_destager(&mut self, index: usize) {
+        let destager = &self.destagers[index];
+        let slot = destager.export;
+        if !destager.waits_for_origin() {
+            return;
+        }
+        let export = self.exports.get_mut(slot);
+        let late_at_ns = destager.origin_since_ns.saturating_add(export.origin.timeout_ns);
+        if export.destage_late || self.now.monotonic_ns < late_at_ns {
+            return;
+        }
+        export.destage_late = true;
+        self.reclaim.look_again = true;
+        self.origin_is_late(slot);
+        // Their outcome is unknown; the data stays dirty (rule 23).
+        self.fail_origin_waiters(slot);
+    }
+
+    /// The destager starts to wait for its origin, or has got something from it.
+    fn destage_waits_anew(&mut self, index: usize) {
+        let destager = &mut self.destagers[index];
+        destager.origin_since_ns = self.now.monotonic_ns;
+        let slot = destager.export;
+        if std::mem::take(&mut self.exports.get_mut(slot).destage_late) {
+            self.origin_no_longer_late(slot);
+        }
+    }
+
     fn advance_destager(&mut self, index: usize) {
         loop {
             let before = self.destagers[index].phase;
-            match before {
+            self.release_void_destager(index);
+            match self.destagers[index].phase {
                 Phase::Planning => self.plan_batch(index),
                 Phase::Reading => self.read_batch(index),
                 Phase::Writing => self.write_batch(index),
@@ -326,6 +380,20 @@ impl Engine {
             }
             if self.destagers[index].phase == before {
                 return;
+            }
+        }
+    }
+
+    /// What it planned was carried elsewhere while it waited: it starts over from the watermark,
+    /// once nothing of it is with the origin any more.
+    fn release_void_destager(&mut self, index: usize) {
+        let destager = &self.destagers[index];
+        let is_writing = matches!(destager.phase, Phase::Writing | Phase::Zeroing);
+        let is_void = self.exports.get(destager.export).destage_void;
+        if is_void && is_writing && destager.outstanding == 0 {
+            match self.destagers[index].error {
+                Some(error) => self.fail_destage(index, error, true),
+                None => self.release_destager(index),
             }
         }
     }
@@ -343,6 +411,7 @@ impl Engine {
         }
         let slot = self.destagers[index].export;
         self.destagers[index].phase = Phase::Flushing;
+        self.destage_waits_anew(index);
         self.counters.add_export(slot, ExportCounter::OriginFlushes, 1);
         let io = self.ios.start(IoOwner::DestageFlush { destager: index as u8 });
         self.emit(Effect::OriginFlush { io, export: slot });
@@ -350,6 +419,7 @@ impl Engine {
 
     pub(super) fn destage_flush_done(&mut self, destager: u8, result: Result<(), IoError>) {
         let index = usize::from(destager);
+        self.destage_waits_anew(index);
         match result {
             Ok(()) => {
                 self.origin_answered(self.destagers[index].export);
@@ -393,6 +463,7 @@ impl Engine {
             return self.log.want_record(export.watermark_record());
         }
         let more = !self.stopping
+            && !export.destage_void
             && export.destage_target > export.watermark
             && export.is_dirty()
             && export.destage_enabled
@@ -412,7 +483,7 @@ impl Engine {
         if is_origin {
             self.origin_failed(slot, error);
         } else {
-            self.exports.get_mut(slot).origin_failed(self.now.monotonic_ns);
+            self.exports.get_mut(slot).origin.rest(self.now.monotonic_ns);
         }
         self.release_destager(index);
         self.fail_origin_waiters(slot);
@@ -426,7 +497,15 @@ impl Engine {
         destager.zero = None;
         destager.error = None;
         destager.debts.clear();
-        self.exports.get_mut(destager.export).destaging = false;
+        let slot = destager.export;
+        self.destage_waits_anew(index);
+        self.reclaim.look_again = true;
+        let export = self.exports.get_mut(slot);
+        export.destaging = false;
+        if std::mem::take(&mut export.destage_void) {
+            // It starts over from the watermark, in a moment: somebody has to wake it.
+            export.origin.rest(self.now.monotonic_ns);
+        }
     }
 
     /// Answers writethrough requests whose data is on the origin (rule 23).

@@ -1,6 +1,6 @@
 //! Planning: which blocks of the log go to the origin next.
 
-use super::{BATCH_BLOCKS, Destager, Done, Phase, PlanItem, Position, ZeroItem};
+use super::{Destager, Done, Phase, PlanItem, Position, ZeroItem};
 use crate::config::{Mode, Order};
 use crate::engine::Engine;
 use crate::engine::api::IoError;
@@ -11,7 +11,7 @@ use crate::engine::tables::IoOwner;
 use crate::format::{Entry, EntryFlags, EntryKind, SUMMARY_OFFSET, SummaryReader, SummaryRecord};
 use crate::geometry::LogAddress;
 use crate::index::{Index, Place};
-use crate::limits::{BLOCK_BYTES_U32, DESTAGE_BATCH_BYTES};
+use crate::limits::BLOCK_BYTES_U32;
 use crate::units::{Buffer, Sequence};
 
 impl Destager {
@@ -61,6 +61,7 @@ impl Engine {
         }
         if destager.zero.is_some() {
             destager.phase = Phase::Zeroing;
+            self.destage_waits_anew(index);
         } else if !destager.plan.is_empty() {
             sort_newest_last(&mut destager.plan);
             destager.phase = Phase::Reading;
@@ -95,7 +96,7 @@ impl Engine {
                 destager.epoch_ended = true;
                 return true;
             }
-            let is_full = destager.plan.len() + next.count as usize > BATCH_BLOCKS;
+            let is_full = destager.plan.len() + next.count as usize > destager.batch_blocks;
             if !destager.plan.is_empty() && (next.is_zero || is_full) {
                 return true;
             }
@@ -129,13 +130,14 @@ impl Engine {
     pub(super) fn summary_room(&self, index: usize) -> Buffer {
         let room = self.log.geometry.footer_bytes();
         let offset = self.plan.destage.offset
-            + index as u64 * (u64::from(room) + u64::from(DESTAGE_BATCH_BYTES));
+            + index as u64 * (u64::from(room) + u64::from(self.plan.destage_batch_bytes));
         Buffer { offset, length: room }
     }
 
     pub(super) fn staging(&self, index: usize) -> Buffer {
         let room = self.summary_room(index);
-        Buffer { offset: room.offset + u64::from(room.length), length: DESTAGE_BATCH_BYTES }
+        let offset = room.offset + u64::from(room.length);
+        Buffer { offset, length: self.plan.destage_batch_bytes }
     }
 
     /// Plans one record, or a part of it. Returns whether to go on with the next.
@@ -265,7 +267,7 @@ fn plan_entries(
             return number + 1 == entries.len();
         }
         while destager.position.block < entry.count.get() {
-            if destager.plan.len() == BATCH_BLOCKS {
+            if destager.plan.len() == destager.batch_blocks {
                 return false;
             }
             let offset = u64::from(destager.position.block);
