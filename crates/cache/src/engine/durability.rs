@@ -13,6 +13,7 @@ impl Engine {
         if self.latched {
             return self.complete(ticket, Err(RequestError::Io));
         }
+        self.foresight.flushed();
         let slot = self.ops[ticket.0 as usize].request().export;
         let newest = self.log.newest();
         self.exports.end_epoch(slot, self.log.has_open_record());

@@ -149,6 +149,8 @@ pub struct Log {
     written: Sequence,
     durable: Sequence,
     wanted: Sequence,
+    /// Up to here records are closed without waiting for more.
+    wanted_closed: Sequence,
     /// Where the records up to `written` end.
     written_end: LogAddress,
     /// Where the records up to `durable` end.
@@ -205,6 +207,7 @@ impl Log {
             written: last,
             durable: last,
             wanted: last,
+            wanted_closed: last,
             written_end: end,
             durable_end: end,
             flushing: None,
@@ -522,6 +525,11 @@ impl Log {
         self.wanted = self.wanted.max(sequence);
     }
 
+    /// Asks for everything up to now to be on its way to the device, durable or not.
+    pub fn want_closed(&mut self) {
+        self.wanted_closed = self.newest();
+    }
+
     /// Asks for a watermark or a tail to become durable: by the record that carries it already,
     /// or by a new one, empty if need be.
     pub fn want_record(&mut self, carried_by: Option<Sequence>) {
@@ -565,7 +573,7 @@ impl Log {
             self.starved = room.is_err() && self.segments_free() == 0;
         }
         let Some(record) = self.record else { return };
-        let waited_for = self.wanted >= record.sequence;
+        let waited_for = self.wanted.max(self.wanted_closed) >= record.sequence;
         let old = now.monotonic_ns >= record.opened_ns + RECORD_AGE_NS_MAX;
         // While a record is in flight the next one gathers.
         if (waited_for || old) && self.writes_in_flight == 0 && !self.closed.is_full() {

@@ -14,6 +14,7 @@ mod destage;
 mod durability;
 mod exports;
 mod fetch;
+mod foresight;
 mod log;
 mod merge;
 mod origin;
@@ -45,6 +46,7 @@ use control::Waiting;
 use destage::Destager;
 use exports::Exports;
 use fetch::{Fetch, WaitLink};
+use foresight::Foresight;
 use log::Log;
 use merge::Merge;
 use pieces::ReadProgress;
@@ -92,6 +94,7 @@ pub struct Engine {
     link_quota: Quota,
     /// Requests that wait for a sequence to become durable, in order of sequence.
     durable_waiters: TicketQueue,
+    foresight: Foresight,
     admission: Admission,
     destagers: Box<[Destager]>,
     reclaim: Reclaim,

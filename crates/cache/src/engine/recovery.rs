@@ -5,6 +5,7 @@ use super::carried::{Carried, CarriedKey, CarriedTable};
 use super::control::CONTROLS_MAX;
 use super::destage::Destager;
 use super::exports::{Cursor, Export, Exports};
+use super::foresight::Foresight;
 use super::log::{Identity, Log, LogStart, SegmentInfo};
 use super::pieces::ReadProgress;
 use super::reclaim::Reclaim;
@@ -587,6 +588,7 @@ impl Rebuild {
             wait_links: Slots::new(Quota::slots(WAIT_LINKS_PER_EXPORT, links, exports)),
             link_quota: Quota::new(WAIT_LINKS_PER_EXPORT, links, exports),
             durable_waiters: TicketQueue::default(),
+            foresight: Foresight::default(),
             admission: Admission::new(has_wrapped),
             destagers: (0..plan.destagers).map(destager).collect(),
             reclaim: Reclaim::new(),

@@ -204,6 +204,9 @@ impl Engine {
         }
         self.run_controls();
         if !self.latched {
+            if self.foresight.flush_is_next() {
+                self.log.want_closed();
+            }
             self.log.close_if_due(&mut self.reserve, &mut self.exports, self.now);
             self.submit_log_writes();
             self.run_superblock();

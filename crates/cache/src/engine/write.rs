@@ -304,6 +304,7 @@ impl Engine {
     /// What was appended is visible: answer, now or when it is as durable as was asked.
     fn appended(&mut self, ticket: Ticket, request: &Request) {
         self.release_merge(ticket);
+        self.foresight.wrote();
         let (sequence, _) = self.log.open();
         let fua = request.needs_flush();
         let writethrough = self.exports.get(request.export).mode == Mode::Writethrough;
