@@ -51,6 +51,8 @@ counters! {
         FetchesUsed = "fetchesUsed",
         /// Destagers in use.
         DestagersUsed = "destagersUsed",
+        /// Superblocks on their way to the device, 0 or 1.
+        SuperblocksUsed = "superblocksUsed",
         /// Steps that had to wait for a merge slot.
         MergeWaits = "mergeWaits",
         /// Steps that had to wait for a fetch slot.

@@ -80,7 +80,7 @@ const RING_COUNTERS: [&str; 9] = [
 const DERIVED: [&str; 2] = ["ringAllocations", "ringPageFaults"];
 /// Of each export, after the engine's.
 const EXPORT_EXTRA: [&str; 1] = ["connections"];
-const POOLS: [&str; 6] = ["receive", "merge", "fetch", "log", "reclaim", "destage"];
+const POOLS: [&str; 7] = ["receive", "merge", "fetch", "log", "reclaim", "destage", "superblock"];
 
 /// Upper bounds of the duration buckets: from a write into the reserve to a stuck disk.
 const BUCKETS_NS: [u64; 19] = [
@@ -335,6 +335,7 @@ impl CounterSource {
             (plan.log, plan.log.length, engine(Counter::LogWaits)),
             (plan.reclaim, reclaiming * plan.reclaim.length, 0),
             (plan.destage, engine(Counter::DestagersUsed) * destager_bytes, 0),
+            (plan.superblock, engine(Counter::SuperblocksUsed) * BLOCK_BYTES_U64, 0),
         ]
     }
 }
@@ -378,5 +379,8 @@ mod tests {
         let write = origins + (2 * layout.origin_operations.len() + 1) * group;
         assert_eq!(values[write..write + 4], [1, 0, 1, 1 << 60]);
         assert_eq!(values[write + group - 1], 1);
+        let pools = values.len() - 3 * layout.pools.len();
+        let bytes: u64 = values[pools..].iter().step_by(3).sum();
+        assert_eq!(bytes, source.plan.total_bytes(), "every pool of the reserve is shown");
     }
 }

@@ -181,6 +181,7 @@ impl Engine {
         counters.set(Counter::LeavesTotal, total as u64);
         let destaging = self.destagers.iter().filter(|destager| destager.is_active()).count();
         counters.set(Counter::DestagersUsed, destaging as u64);
+        counters.set(Counter::SuperblocksUsed, u64::from(self.superblock.is_in_flight()));
         for slot in self.exports.in_use() {
             let export = self.exports.get(slot);
             let bytes = |blocks: u64| blocks * BLOCK_BYTES_U64;

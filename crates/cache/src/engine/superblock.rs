@@ -25,6 +25,11 @@ impl SuperblockKeeper {
     pub fn new(superblock: Superblock) -> Self {
         Self { superblock: Box::new(superblock), in_flight: false }
     }
+
+    /// Whether one is on its way to the device.
+    pub const fn is_in_flight(&self) -> bool {
+        self.in_flight
+    }
 }
 
 impl Engine {
