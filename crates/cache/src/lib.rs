@@ -4,6 +4,7 @@
 //! time, and queues [`Effect`]s. The ring executes them against the kernel, the simulator against
 //! a model. `docs/format.md` has the log's format and its numbered rules, which the code cites.
 
+pub mod canary;
 mod check;
 pub mod config;
 pub mod counters;

@@ -4,6 +4,7 @@
 //! without one are walked from header to header (rule 2). What follows the end of a walk is looked
 //! at once more, never to be used, only for what it says of what was durable (decision 0013).
 
+use crate::canary;
 use crate::error::OpenError;
 use crate::format::{
     Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET, SummaryReader,
@@ -92,6 +93,9 @@ impl LogFacts {
 
     /// A record is void from here on if a later incarnation started below it (rule 3).
     pub fn void_from(&self, incarnation: u64) -> u64 {
+        if canary::breaks(3) {
+            return u64::MAX;
+        }
         self.first_sequences
             .range(incarnation + 1..)
             .map(|(_, &first)| first)
@@ -100,7 +104,7 @@ impl LogFacts {
     }
 
     fn note(&mut self, tail: u64, durable: u64, watermarks: &[U64; EXPORTS_MAX]) {
-        self.tail = self.tail.max(tail);
+        self.tail = if canary::breaks(2) { tail } else { self.tail.max(tail) };
         self.durable = self.durable.max(durable);
         for (known, found) in self.watermarks.iter_mut().zip(watermarks) {
             *known = (*known).max(found.get());

@@ -31,6 +31,10 @@ mod thread;
 mod tickets;
 mod window;
 
+// What serves data breaks no rule on purpose.
+const _: () =
+    assert!(!ringfence_cache::canary::IS_BUILT_IN, "the feature `canary` is for the simulator");
+
 pub use counters::counter_layout;
 pub use error::RuntimeError;
 pub use guards::probe;

@@ -13,6 +13,7 @@ use super::api::IoError;
 use super::log::Privilege;
 use super::tables::IoOwner;
 use super::{Engine, blocks_of};
+use crate::canary;
 use crate::counters::Counter;
 use crate::format::{
     Entry, EntryFlags, EntryKind, Footer, SUMMARY_OFFSET, SummaryReader, SummaryRecord,
@@ -122,6 +123,7 @@ impl Engine {
                 Phase::Idle => self.start_reclaim(),
                 Phase::Scanning => self.scan(&mut budget),
                 Phase::Reading => self.append_survivors(),
+                Phase::FlushingCopies if canary::breaks(26) => self.reuse_segment(),
                 Phase::FlushingCopies => self.move_tail(),
                 Phase::PersistingTail => self.free_segment(),
                 Phase::Loading => {}
@@ -245,7 +247,7 @@ impl Engine {
         let Some(slot) = self.exports.slot_of(entry.layer.get()) else { return true };
         let version = if entry.kind().is_copy() { entry.version } else { record.sequence };
         let watermark = self.exports.get(slot).watermark;
-        if entry.kind().is_client_data() && version.get() > watermark.0 {
+        if entry.kind().is_client_data() && version.get() > watermark.0 && !canary::breaks(28) {
             let header = self.record_address(record);
             return self.carry_entry(slot, version.get(), header, entry, payload_before);
         }
@@ -441,6 +443,10 @@ impl Engine {
         if self.log.segments[segment].pins > 0 {
             return;
         }
+        self.reuse_segment();
+    }
+
+    fn reuse_segment(&mut self) {
         self.log.oldest_use += 1;
         self.admission.log_wrapped();
         self.counters.add(Counter::SegmentsReclaimed, 1);

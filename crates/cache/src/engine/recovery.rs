@@ -13,6 +13,7 @@ use super::step::Op;
 use super::superblock::SuperblockKeeper;
 use super::tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
 use super::{EFFECTS_MAX, Engine};
+use crate::canary;
 use crate::config::{Config, ExportOptions, OpenedExport};
 use crate::counters::{Counter, Counters, ExportCounter};
 use crate::error::OpenError;
@@ -318,7 +319,10 @@ impl Rebuild {
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());
-            if sequence > facts.durable && !scanner.payload_is_intact(segment_use, offset, sums)? {
+            if sequence > facts.durable
+                && !canary::breaks(4)
+                && !scanner.payload_is_intact(segment_use, offset, sums)?
+            {
                 break;
             }
             if !is_first {
@@ -414,7 +418,9 @@ impl Rebuild {
         if first + count > export.size_blocks() {
             return Ok(());
         }
-        let dirty = kind.is_client_data() && version > export.watermark;
+        let dirty = kind.is_client_data()
+            && version > export.watermark
+            && (kind.has_payload() || !canary::breaks(12));
         let is_dirty_copy = matches!(kind, EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy);
         let index_only = entry.flags().contains(EntryFlags::INDEX_ONLY);
         if dirty && is_dirty_copy && !index_only {

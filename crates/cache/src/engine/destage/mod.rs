@@ -27,6 +27,7 @@ use super::api::{Effect, IoError};
 use super::carried::CarriedKey;
 use super::exports::{Cursor, DirtyAccount};
 use super::tables::IoOwner;
+use crate::canary;
 use crate::config::Order;
 use crate::counters::ExportCounter;
 use crate::geometry::LogAddress;
@@ -247,7 +248,7 @@ impl Engine {
             && !export.destaging
             && export.is_dirty()
             && export.destage_target > export.watermark
-            && durable > export.watermark
+            && (durable > export.watermark || canary::breaks(17))
             && export.origin.may_be_asked(now_ns)
             && (!self.latched || may_go_on)
             && !self.stopping;
@@ -460,7 +461,10 @@ impl Engine {
         }
         let export = self.exports.get(slot);
         if !export.watermark_is_durable(self.log.durable()) {
-            return self.log.want_record(export.watermark_record());
+            self.log.want_record(export.watermark_record());
+            if !canary::breaks(19) {
+                return;
+            }
         }
         let more = !self.stopping
             && !export.destage_void
