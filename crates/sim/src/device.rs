@@ -17,6 +17,10 @@ const SECTORS_PER_PAGE: usize = BLOCK_BYTES / SECTOR_BYTES;
 
 type Page = [u8; BLOCK_BYTES];
 
+/// Pages that clones of an image share as one, so that cloning costs little.
+const CHUNK_PAGES: usize = 128;
+type Chunk = [Option<Rc<Page>>; CHUNK_PAGES];
+
 /// Names a write until it has been flushed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WriteSerial(u64);
@@ -46,26 +50,39 @@ impl fmt::Display for Survival {
 /// The content of the device as one party sees it. Pages never written read as zeroes.
 #[derive(Clone, Debug)]
 struct Image {
-    pages: Vec<Option<Rc<Page>>>,
+    chunks: Vec<Option<Rc<Chunk>>>,
+    pages: usize,
 }
 
 impl Image {
+    fn new(pages: usize) -> Self {
+        Self { chunks: vec![None; pages.div_ceil(CHUNK_PAGES)], pages }
+    }
+
     fn read(&self, offset: u64, into: &mut [u8]) {
-        for (chunk, index) in into.chunks_exact_mut(BLOCK_BYTES).zip(page_index(offset)..) {
-            match &self.pages[index] {
-                Some(page) => chunk.copy_from_slice(&page[..]),
-                None => chunk.fill(0),
+        for (block, index) in into.chunks_exact_mut(BLOCK_BYTES).zip(page_index(offset)..) {
+            assert!(index < self.pages, "a read past the end");
+            let chunk = self.chunks[index / CHUNK_PAGES].as_ref();
+            match chunk.and_then(|chunk| chunk[index % CHUNK_PAGES].as_ref()) {
+                Some(page) => block.copy_from_slice(&page[..]),
+                None => block.fill(0),
             }
         }
     }
 
+    fn slot_mut(&mut self, index: usize) -> &mut Option<Rc<Page>> {
+        let chunk = &mut self.chunks[index / CHUNK_PAGES];
+        let chunk = chunk.get_or_insert_with(|| Rc::new([const { None }; CHUNK_PAGES]));
+        &mut Rc::make_mut(chunk)[index % CHUNK_PAGES]
+    }
+
     fn page_mut(&mut self, index: usize) -> &mut Page {
-        Rc::make_mut(self.pages[index].get_or_insert_with(|| Rc::new([0; BLOCK_BYTES])))
+        Rc::make_mut(self.slot_mut(index).get_or_insert_with(|| Rc::new([0; BLOCK_BYTES])))
     }
 
     fn write(&mut self, write: &PendingWrite) {
         for (page, index) in write.pages.iter().zip(page_index(write.offset)..) {
-            self.pages[index] = Some(page.clone());
+            *self.slot_mut(index) = Some(page.clone());
         }
     }
 
@@ -88,7 +105,7 @@ fn page_index(offset: u64) -> usize {
 struct PendingWrite {
     serial: WriteSerial,
     offset: u64,
-    pages: Vec<Rc<Page>>,
+    pages: Rc<[Rc<Page>]>,
     /// Its place in the order of completions; `None` while in flight.
     completion: Option<u64>,
 }
@@ -113,7 +130,7 @@ impl SimDevice {
     /// A device that reads as zeroes.
     #[must_use]
     pub fn new(size_bytes: u64) -> Self {
-        let image = Image { pages: vec![None; page_index(size_bytes)] };
+        let image = Image::new(page_index(size_bytes));
         let live = image.clone();
         Self { durable: image, live, pending: Vec::new(), serials: 0, completions: 0 }
     }
@@ -121,7 +138,7 @@ impl SimDevice {
     /// Size in bytes.
     #[must_use]
     pub fn size_bytes(&self) -> u64 {
-        (self.live.pages.len() * BLOCK_BYTES) as u64
+        (self.live.pages * BLOCK_BYTES) as u64
     }
 
     /// Fills `into` with what the device shows at `offset`.
@@ -133,7 +150,7 @@ impl SimDevice {
     pub fn submit_write(&mut self, offset: u64, bytes: &[u8]) -> WriteSerial {
         let (pages, rest) = bytes.as_chunks::<BLOCK_BYTES>();
         assert!(rest.is_empty(), "unaligned device write of {} bytes", bytes.len());
-        assert!(page_index(offset) + pages.len() <= self.live.pages.len(), "a write past the end");
+        assert!(page_index(offset) + pages.len() <= self.live.pages, "a write past the end");
         self.serials += 1;
         let serial = WriteSerial(self.serials);
         let pages = pages.iter().map(|page| Rc::new(*page)).collect();
@@ -147,7 +164,7 @@ impl SimDevice {
         let write = self.pending.iter().rfind(|write| write.serial == serial);
         write.is_some_and(|write| {
             let (pages, _) = bytes.as_chunks::<BLOCK_BYTES>();
-            pages.iter().zip(&write.pages).all(|(now, then)| *now == **then)
+            pages.iter().zip(write.pages.iter()).all(|(now, then)| *now == **then)
         })
     }
 
@@ -215,6 +232,12 @@ impl SimDevice {
         }
         self.live = self.durable.clone();
         left
+    }
+
+    /// How many writes there have been.
+    #[must_use]
+    pub fn writes_submitted(&self) -> u64 {
+        self.serials
     }
 
     /// How many writes a power cut could undo now.

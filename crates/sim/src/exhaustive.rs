@@ -1,24 +1,30 @@
-//! Exhaustive small worlds: every short sequence of operations over four blocks, and after each of
-//! them a power cut with every subset of the unflushed device writes surviving.
+//! Exhaustive small worlds: every short sequence of operations over four blocks, and at every
+//! moment of its last operation a power cut with every subset of the unflushed device writes
+//! surviving. (The moments of the operations before it belong to the shorter sequences.)
 
 use crate::client::{Wish, WishKind};
 use crate::core::Core;
 use crate::life::Life;
-use crate::random::Random;
-use crate::scenario::{Faults, Scenario};
+use crate::scenario::{Faults, Probing, Scenario};
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
 use crate::world::World;
+use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_MIN, SEGMENTS_OFFSET, STEP_BYTES_MAX};
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Control, Mode, Order};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Device writes of which every subset is tried; with more, only prefixes are.
-const SUBSETS_MAX: usize = 6;
 /// The export: four blocks.
 const EXPORT_BLOCKS: u64 = 4;
 /// Longer than a record waits for company.
 const SETTLE_NS: u64 = 3_000_000;
+/// Steps of the largest size that fill any segment.
+const FILLING_STEPS: u64 = SEGMENT_BYTES_MIN / STEP_BYTES_MAX as u64;
+/// The export that sequences are about, and the one that only takes room in the log.
+const EXPORT: u8 = 0;
+const FILLER: u8 = 1;
 
 /// One operation of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,8 +45,9 @@ pub enum Operation {
     Flush,
     /// Drains: everything dirty goes to the origin.
     Destage,
-    /// Lets time pass, so that what is open is written.
-    Wait,
+    /// Reads everything, so that it is worth keeping, and fills a segment: the oldest one is
+    /// reclaimed, and what was read is appended again.
+    Reclaim,
     /// The process is killed and comes back.
     Restart,
 }
@@ -55,9 +62,18 @@ pub const OPERATIONS: [Operation; 10] = [
     Operation::WriteZeroes,
     Operation::Flush,
     Operation::Destage,
-    Operation::Wait,
+    Operation::Reclaim,
     Operation::Restart,
 ];
+
+/// How operations follow each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// As soon as the one before is answered: they share records.
+    AtOnce,
+    /// After everything that is open has been written: each has a device write of its own.
+    Settled,
+}
 
 impl Operation {
     /// What a client asks for, if it is one's.
@@ -71,47 +87,79 @@ impl Operation {
             Self::Trim => (WishKind::Trim { fua: false }, 0, 2 * BLOCK_BYTES_U64),
             Self::WriteZeroes => (WishKind::Zeroes { fua: false }, half, 2 * BLOCK_BYTES_U64),
             Self::Flush => (WishKind::Flush, 0, 0),
-            Self::Destage | Self::Wait | Self::Restart => return None,
+            Self::Destage | Self::Reclaim | Self::Restart => return None,
         };
-        Some(Wish { export: 0, kind, offset, length })
+        Some(Wish { export: EXPORT, kind, offset, length })
     }
 }
 
 /// What came of all sequences of a length.
 #[derive(Clone, Debug, Default)]
 pub struct Exhausted {
-    /// Sequences.
+    /// Sequences, each at both paces.
     pub sequences: u64,
     /// Crashes, each with a restart and everything read.
     pub crash_points: u64,
     /// Sequences that broke a promise.
-    pub broken: Vec<(Vec<Operation>, Violation)>,
+    pub broken: Vec<(Vec<Operation>, Pace, Violation)>,
 }
 
-/// Runs every sequence of so many operations.
+/// Runs every sequence of so many operations, on so many threads.
+///
+/// # Panics
+/// When the world that all sequences start from cannot be made.
 #[must_use]
-pub fn exhaust<C: Core>(length: u32) -> Exhausted {
-    let mut exhausted = Exhausted::default();
+pub fn exhaust<C: Core>(length: u32, threads: usize) -> Exhausted {
+    let total = OPERATIONS.len().pow(length);
+    let next = AtomicUsize::new(0);
+    let all = Mutex::new(Exhausted::default());
+    let work = || {
+        let start = prepare::<C>().expect("a log with some segments");
+        let mut mine = Exhausted::default();
+        loop {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= total {
+                break;
+            }
+            run_sequence::<C>(&start, &sequence(number, length), &mut mine);
+        }
+        let mut all = all.lock().expect("no panic while it is held");
+        all.sequences += mine.sequences;
+        all.crash_points += mine.crash_points;
+        all.broken.extend(mine.broken);
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(work);
+        }
+    });
+    all.into_inner().expect("no panic while it is held")
+}
+
+/// The sequence of a number: its digits are operations.
+fn sequence(number: usize, length: u32) -> Vec<Operation> {
     let base = OPERATIONS.len();
-    for number in 0..base.pow(length) {
-        let digits = (0..length).map(|digit| number / base.pow(digit) % base);
-        let sequence: Vec<_> = digits.map(|digit| OPERATIONS[digit]).collect();
-        let mut world = World::new(scenario(), Sink::Digest);
-        let result = catch_unwind(AssertUnwindSafe(|| run::<C>(&mut world, &sequence)));
+    (0..length).map(|digit| OPERATIONS[number / base.pow(digit) % base]).collect()
+}
+
+fn run_sequence<C: Core>(start: &World, sequence: &[Operation], exhausted: &mut Exhausted) {
+    exhausted.sequences += 1;
+    for pace in [Pace::AtOnce, Pace::Settled] {
+        let mut world = start.clone();
+        let result = catch_unwind(AssertUnwindSafe(|| run::<C>(&mut world, sequence, pace)));
         let result = result
             .unwrap_or_else(|_| Err(Violation::new(Kind::Panic, "see standard error".into())));
-        exhausted.sequences += 1;
         exhausted.crash_points += world.tally.crash_points;
         if let Err(violation) = result {
-            exhausted.broken.push((sequence, violation));
+            exhausted.broken.push((sequence.to_vec(), pace, violation));
         }
     }
-    exhausted
 }
 
-/// One export of four blocks, one client, a device that does nothing of its own.
+/// An export of four blocks and one that fills segments, a device that does nothing of its own.
 fn scenario() -> Scenario {
     let mut scenario = Scenario::draw(0);
+    scenario.device_bytes = SEGMENTS_OFFSET + u64::from(SEGMENTS_MIN) * SEGMENT_BYTES_MIN;
     scenario.unit_bytes = 512;
     scenario.exports.truncate(1);
     let export = &mut scenario.exports[0];
@@ -122,31 +170,79 @@ fn scenario() -> Scenario {
     export.options.order = Order::Strict;
     export.options.dirty_bytes_max = None;
     export.options.wait_ns_max = 3_600_000_000_000;
+    let mut filler = export.clone();
+    filler.is_filler = true;
+    filler.options.name = "filler".into();
+    filler.options.uuid = [99; 16];
+    filler.options.origin.name = "filler".into();
+    filler.options.origin.size_bytes = u64::from(STEP_BYTES_MAX);
+    scenario.exports.push(filler);
+    scenario.probing = Probing::default();
     scenario.faults = Faults::default();
     scenario
 }
 
-fn run<C: Core>(world: &mut World, sequence: &[Operation]) -> Result<(), Violation> {
+/// A log with five segments in use, so that a sequence's own is the last before reclaim begins:
+/// the oldest holds the only copy of a clean block, the newest dirty data.
+fn prepare<C: Core>() -> Result<World, Violation> {
+    let mut world = World::new(scenario(), Sink::Digest);
     world.format::<C>()?;
-    let mut life = world.open::<C>(false)?;
-    for operation in sequence {
-        life = perform(world, life, *operation)?;
-    }
-    let pending = world.device.pending_writes();
-    let subsets = if pending <= SUBSETS_MAX {
-        (0..1 << pending).collect::<Vec<u64>>()
-    } else {
-        (0..=pending.min(63)).map(|length| (1 << length) - 1).collect()
+    let write = |first, blocks| Wish {
+        export: EXPORT,
+        kind: WishKind::Write { fua: true },
+        offset: first * BLOCK_BYTES_U64,
+        length: blocks * BLOCK_BYTES_U64,
     };
-    for survivors in subsets {
-        let mut clone = world.clone();
-        clone.random = Random::new(survivors);
-        clone.lose_power(survivors)?;
-        let mut life = clone.open::<C>(false)?;
-        clone.verify(&mut life)?;
-        world.tally = clone.tally;
+    let zeroes = Wish { kind: WishKind::Zeroes { fua: true }, ..write(3, 1) };
+    for (wish, drains) in [
+        (write(0, 4), true),
+        (write(1, 1), false),
+        (zeroes, false),
+        (write(2, 1), true),
+        (write(2, 1), false),
+    ] {
+        let mut life = world.open::<C>(false)?;
+        ask(&mut world, &mut life, wish)?;
+        if drains {
+            drain(&mut world, &mut life)?;
+        }
+        drop(life);
+        world.kill()?;
     }
-    Ok(())
+    let mut life = world.open::<C>(false)?;
+    world.verify(&mut life)?;
+    drop(life);
+    world.kill()?;
+    world.tally = crate::world::Tally::default();
+    Ok(world)
+}
+
+fn run<C: Core>(world: &mut World, sequence: &[Operation], pace: Pace) -> Result<(), Violation> {
+    let mut life = world.open::<C>(false)?;
+    let (last, before) = sequence.split_last().expect("a sequence is not empty");
+    for operation in before {
+        life = perform(world, life, *operation)?;
+        if pace == Pace::Settled {
+            life.pass(world, SETTLE_NS)?;
+        }
+    }
+    world.exhausting = true;
+    world.exhaust_if_due::<C>()?;
+    life = perform(world, life, *last)?;
+    life.pass(world, SETTLE_NS)
+}
+
+/// Submits a request and waits for its answer.
+fn ask<C: Core>(world: &mut World, life: &mut Life<C>, wish: Wish) -> Result<(), Violation> {
+    let ticket = life.tickets.pop().expect("one request at a time");
+    life.submit(world, ticket, None, wish)?;
+    life.wait_until(world, Life::is_quiet, "a request does not end")
+}
+
+fn drain<C: Core>(world: &mut World, life: &mut Life<C>) -> Result<(), Violation> {
+    let token = life.control(world, Control::Drain(None))?;
+    let done = |life: &Life<C>| !life.controls.contains_key(&token);
+    life.wait_until(world, done, "a drain does not end")
 }
 
 fn perform<C: Core>(
@@ -155,23 +251,28 @@ fn perform<C: Core>(
     operation: Operation,
 ) -> Result<Life<C>, Violation> {
     if let Some(wish) = operation.wish() {
-        let ticket = life.tickets.pop().expect("one request at a time");
-        life.submit(world, ticket, None, wish)?;
-        life.wait_until(world, Life::is_quiet, "a request does not end")?;
+        ask(world, &mut life, wish)?;
         return Ok(life);
     }
     match operation {
-        Operation::Destage => {
-            let token = life.control(world, Control::Drain(None))?;
-            let done = |life: &Life<C>| !life.controls.contains_key(&token);
-            life.wait_until(world, done, "a drain does not end")?;
+        Operation::Destage => drain(world, &mut life)?,
+        Operation::Reclaim => {
+            let length = EXPORT_BLOCKS * BLOCK_BYTES_U64;
+            let read = Wish { export: EXPORT, kind: WishKind::Read, offset: 0, length };
+            ask(world, &mut life, read)?;
+            let length = u64::from(STEP_BYTES_MAX);
+            let kind = WishKind::Write { fua: false };
+            let fill = Wish { export: FILLER, kind, offset: 0, length };
+            for _ in 0..FILLING_STEPS {
+                ask(world, &mut life, fill)?;
+            }
+            life.pass(world, SETTLE_NS)?;
         }
-        Operation::Restart => {
+        _ => {
             drop(life);
             world.kill()?;
-            return world.open::<C>(false);
+            life = world.open::<C>(false)?;
         }
-        _ => life.pass(world, SETTLE_NS)?,
     }
     Ok(life)
 }

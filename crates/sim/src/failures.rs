@@ -3,7 +3,7 @@
 
 use crate::core::Core;
 use crate::run::{Report, run_scenario};
-use crate::scenario::{ChosenFailure, Faults, Scenario};
+use crate::scenario::{ChosenFailure, Faults, Probing, Scenario};
 use crate::trace::Sink;
 
 /// The scenario of a seed, short, and with no failure but the chosen one.
@@ -11,6 +11,7 @@ use crate::trace::Sink;
 pub fn scenario(seed: u64) -> Scenario {
     let mut scenario = Scenario::draw(seed);
     scenario.faults = Faults { verify_percent: 100, kill_percent: 50, ..Faults::default() };
+    scenario.probing = Probing::default();
     scenario.churns = false;
     scenario.lives = 2;
     scenario.steps_max = 400;

@@ -136,6 +136,7 @@ impl<C: Core> Life<C> {
         Self::check_device(world, offset, buffer)?;
         world.trace.mix(offset ^ u64::from(buffer.length) << 40);
         let serial = world.device.submit_write(offset, self.core.reserve().bytes(buffer));
+        world.note_structure(offset);
         world.tally.device_bytes += u64::from(buffer.length);
         let rate = world.scenario.faults.device_write_error;
         let result = self.device_fails(world, rate, FaultKind::DeviceWriteError);

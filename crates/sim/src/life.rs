@@ -115,6 +115,7 @@ impl<C: Core> Life<C> {
             if !self.turn(world)? {
                 return Err(Violation::new(Kind::Stuck, "nothing will ever happen".into()));
             }
+            world.probe_if_due::<C>()?;
         }
         self.steps_max = u64::MAX;
         self.clients = false;
@@ -164,9 +165,16 @@ impl<C: Core> Life<C> {
         self.queue.push(Reverse((at_ns, self.planned, happening)));
     }
 
+    /// Lets time pass to the next thing that happens; where every crash is tried, here.
+    fn turn(&mut self, world: &mut World) -> Result<bool, Violation> {
+        let goes_on = self.advance(world)?;
+        world.exhaust_if_due::<C>()?;
+        Ok(goes_on)
+    }
+
     /// Lets time pass to the next thing that happens, and a little further. False when nothing
     /// ever will.
-    fn turn(&mut self, world: &mut World) -> Result<bool, Violation> {
+    fn advance(&mut self, world: &mut World) -> Result<bool, Violation> {
         if self.turn_open {
             self.step(world, Event::EndOfTurn)?;
             return Ok(true);

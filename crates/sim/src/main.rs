@@ -1,13 +1,22 @@
 //! `ringfence-sim SEED [--trace]` replays one world; `--worlds N` or `--minutes M` run many.
 
 use ringfence_cache::Engine;
+#[cfg(feature = "canary")]
+use ringfence_cache::canary;
+use ringfence_sim::exhaustive::exhaust;
 use ringfence_sim::run::{Report, run_many, run_seed};
 use ringfence_sim::trace::Sink;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const USAGE: &str = "usage: ringfence-sim SEED [--trace]
-       ringfence-sim --worlds N | --minutes M [--first SEED] [--threads N] [--keep FILE]";
+       ringfence-sim --worlds N | --minutes M [--first SEED] [--threads N] [--keep FILE]
+                     [--canary RULE]
+       ringfence-sim --exhaustive LENGTH [--threads N]
+
+--canary breaks a rule of the log on purpose and ends with the first world that fails; it needs a
+build with the feature `canary`.";
 
 /// What the command line asks for.
 #[derive(Debug, Default)]
@@ -20,6 +29,17 @@ struct Options {
     threads: Option<usize>,
     /// A file that failing seeds are appended to.
     keep: Option<String>,
+    /// The rule to break.
+    canary: Option<u8>,
+    /// The length of the sequences of which every one is run.
+    exhaustive: Option<u64>,
+}
+
+impl Options {
+    fn threads(&self) -> usize {
+        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.unwrap_or_else(all)
+    }
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -36,6 +56,8 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
             "--threads" => {
                 options.threads = usize::try_from(number(value()?)?).ok();
             }
+            "--canary" => options.canary = u8::try_from(number(value()?)?).ok(),
+            "--exhaustive" => options.exhaustive = Some(number(value()?)?),
             "--keep" => options.keep = Some(value()?),
             _ if options.seed.is_none() => options.seed = Some(number(argument)?),
             _ => return Err(format!("{argument} is not known")),
@@ -52,14 +74,39 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if let Some(rule) = options.canary
+        && let Err(error) = break_rule(rule)
+    {
+        eprintln!("{error}");
+        return ExitCode::from(2);
+    }
     if let Some(seed) = options.seed {
         return replay(seed, options.trace);
+    }
+    if let Some(length) = options.exhaustive {
+        return run_exhaustive(u32::try_from(length).unwrap_or(u32::MAX), options.threads());
     }
     if options.worlds.is_none() && options.minutes.is_none() {
         eprintln!("{USAGE}");
         return ExitCode::from(2);
     }
     run(&options)
+}
+
+/// Breaks a rule, in a build that can.
+#[cfg(feature = "canary")]
+fn break_rule(rule: u8) -> Result<(), String> {
+    if !canary::RULES.contains(&rule) {
+        return Err(format!("there are canaries for the rules {:?}", canary::RULES));
+    }
+    canary::break_rule(rule);
+    Ok(())
+}
+
+/// Breaks a rule, in a build that can.
+#[cfg(not(feature = "canary"))]
+fn break_rule(_rule: u8) -> Result<(), String> {
+    Err("this build has no canaries: build it with `--features canary`".into())
 }
 
 /// Runs one world and says what came of it.
@@ -79,25 +126,45 @@ fn replay(seed: u64, trace: bool) -> ExitCode {
     }
 }
 
+/// Runs every sequence of a length and says what came of them.
+fn run_exhaustive(length: u32, threads: usize) -> ExitCode {
+    let start = Instant::now();
+    let exhausted = exhaust::<Engine>(length, threads);
+    for (sequence, pace, violation) in &exhausted.broken {
+        println!("{sequence:?} {pace:?} failed: {violation}");
+    }
+    println!(
+        "{} sequences of length {length}, {} crash points, {} failures in {:.1} s",
+        exhausted.sequences,
+        exhausted.crash_points,
+        exhausted.broken.len(),
+        start.elapsed().as_secs_f64(),
+    );
+    if exhausted.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
 /// Runs many worlds and says what came of them.
 fn run(options: &Options) -> ExitCode {
     let start = Instant::now();
     let limit = options.minutes.map(|minutes| Duration::from_secs(minutes * 60));
     let first = options.first.unwrap_or(1);
     let end = options.worlds.map(|worlds| first + worlds);
-    let threads = options
-        .threads
-        .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, std::num::NonZero::get));
+    let threads = options.threads();
+    let found = AtomicBool::new(false);
     let more = |seed| {
-        end.is_none_or(|end| seed < end) && limit.is_none_or(|limit| start.elapsed() < limit)
+        end.is_none_or(|end| seed < end)
+            && limit.is_none_or(|limit| start.elapsed() < limit)
+            && !found.load(Ordering::Relaxed)
     };
-    let failed = |report: &Report| {
+    let ended = |report: &Report| {
         if let Err(violation) = &report.result {
+            // A canary is found once; a run looks for more.
+            found.store(options.canary.is_some(), Ordering::Relaxed);
             println!("seed {} failed: {violation}", report.seed);
             keep(options.keep.as_deref(), report.seed);
         }
     };
-    let summary = run_many::<Engine>(first, threads, more, failed);
+    let summary = run_many::<Engine>(first, threads, more, ended);
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
     println!(

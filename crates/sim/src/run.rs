@@ -79,28 +79,28 @@ pub struct Summary {
 }
 
 /// Runs the worlds of consecutive seeds on so many threads, from `first` on, until `more` says
-/// no. Failures are handed to `failed` at once.
+/// no. Each report is handed to `ended` at once.
 pub fn run_many<C: Core>(
     first: u64,
     threads: usize,
     more: impl Fn(u64) -> bool + Sync,
-    failed: impl Fn(&Report) + Sync,
+    ended: impl Fn(&Report) + Sync,
 ) -> Summary {
     let next = AtomicU64::new(first);
-    let ended = AtomicBool::new(false);
+    let over = AtomicBool::new(false);
     let work = || {
         let mut summary = Summary::default();
-        while !ended.load(Ordering::Relaxed) {
+        while !over.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if !more(seed) {
-                ended.store(true, Ordering::Relaxed);
+                over.store(true, Ordering::Relaxed);
                 break;
             }
             let report = run_seed::<C>(seed, Sink::Digest);
             summary.worlds += 1;
             summary.tally.add(&report.tally);
+            ended(&report);
             if report.result.is_err() {
-                failed(&report);
                 summary.failures.push(report);
             }
         }

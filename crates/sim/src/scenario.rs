@@ -7,6 +7,10 @@ use ringfence_cache::{Config, ExportOptions, Mode, Order, OriginIdentity};
 
 /// Requests in flight at most; each has its own piece of the receive pool.
 pub const REQUESTS_MAX: u32 = 32;
+/// Bytes read after crashes that are tried on clones, of a whole world: about half a second.
+const PROBED_BYTES_MAX: u64 = 384 << 20;
+/// A restart costs about as much as reading so many bytes.
+const RESTART_COST_BYTES: u64 = 192 << 10;
 
 /// An export of a world.
 #[derive(Clone, Debug)]
@@ -17,6 +21,8 @@ pub struct ExportScenario {
     pub starts_empty: bool,
     /// Whether the origin loses its power together with the cache.
     pub shares_power: bool,
+    /// Whether it is only there to take room in the log: restarts do not read it.
+    pub is_filler: bool,
 }
 
 impl ExportScenario {
@@ -63,8 +69,6 @@ pub struct Faults {
     pub cut_in_recovery_percent: u32,
     /// Percent of restarts whose whole content is read before clients come back.
     pub verify_percent: u32,
-    /// Crashes tried on a clone of the world for each crash that happens.
-    pub probes: u32,
     /// Reads of the cache device that fail.
     pub device_read_error: u32,
     /// Reads of the cache device that return one wrong bit.
@@ -89,6 +93,19 @@ pub struct Faults {
     pub disconnect: u32,
     /// Batches of a client that take all the room there is, a few times in a row.
     pub flood: u32,
+}
+
+/// How often crashes are tried on clones of the world, without ending it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Probing {
+    /// Turns after which they are tried, per million.
+    pub turns: u32,
+    /// The same while a segment, a footer or a superblock is being written.
+    pub structure_turns: u32,
+    /// Crashes tried at one such moment: each leaves another subset of the unflushed writes.
+    pub crashes: u64,
+    /// Crash points of a world after which none is tried any more.
+    pub points_max: u64,
 }
 
 /// Which I/O fails, counted from one over all that a world's lives ask for.
@@ -135,6 +152,8 @@ pub struct Scenario {
     pub origin_ns: u64,
     /// What arrives within this time may belong to one turn of the ring.
     pub turn_ns: u64,
+    /// Crashes tried without ending the world.
+    pub probing: Probing,
     /// What fails by chance.
     pub faults: Faults,
     /// What fails by choice.
@@ -147,13 +166,17 @@ impl Scenario {
     pub fn draw(seed: u64) -> Self {
         let mut random = Random::new(seed);
         let random = &mut random;
-        let unit_bytes = if random.percent(20) { 64 } else { 512 };
+        // Most worlds are small: what a crash point costs is the data that is read after it.
+        let blocks_max = random.pick(&[16, 64, 64, 64, 256, 1024]);
+        let unit_bytes = if blocks_max <= 64 && random.percent(20) { 64 } else { 512 };
         let export_count = random.pick(&[1, 1, 1, 2, 3]);
         let faults = draw_faults(random);
-        let exports = (0..export_count).map(|index| draw_export(index, &faults, random)).collect();
+        let exports = (0..export_count)
+            .map(|index| draw_export(index, blocks_max, &faults, random))
+            .collect();
         let segments = u64::from(limits::SEGMENTS_MIN) + random.pick(&[0, 0, 1, 4]);
         // Some worlds write so much that the log is filled and reclaimed several times.
-        let churns = random.percent(20);
+        let churns = random.percent(10);
         let steps_max =
             if churns { random.between(5_000, 15_000) } else { random.magnitude(20, 20_000) };
         let mut mix = draw_mix(random);
@@ -179,10 +202,16 @@ impl Scenario {
             device_ns: random.magnitude(5_000, 1_000_000),
             origin_ns: random.magnitude(20_000, 20_000_000),
             turn_ns: random.pick(&[0, 1_000, 50_000]),
+            probing: draw_probing(random),
             faults,
             chosen_failure: None,
         };
         scenario.draw_hangs();
+        if random.percent(7) {
+            scenario.fill_to_the_brim(random);
+        }
+        let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
+        scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
     }
 
@@ -199,10 +228,45 @@ impl Scenario {
             export.options.origin_timeout_ns = 1_000_000_000;
         }
     }
+
+    /// Makes it a world whose log is almost always full of dirty data: many large writes wait for
+    /// room, the origin is slow, and a segment is taken again as soon as it can be.
+    fn fill_to_the_brim(&mut self, random: &mut Random) {
+        self.churns = true;
+        self.device_bytes =
+            limits::SEGMENTS_OFFSET + u64::from(limits::SEGMENTS_MIN) * limits::SEGMENT_BYTES_MIN;
+        self.unit_bytes = 512;
+        self.exports.truncate(2);
+        for export in &mut self.exports {
+            export.options.origin.size_bytes = random.between(256, 768) * BLOCK_BYTES_U64;
+            export.options.mode = Mode::Writeback;
+            export.options.dirty_bytes_max = None;
+        }
+        self.clients = u32::try_from(random.between(4, 8)).expect("a few");
+        self.batch_max = 8;
+        self.mix = Mix {
+            read: random.pick(&[1, 20]),
+            write: 100,
+            flush: random.pick(&[0, 1, 4]),
+            trim: 0,
+            zeroes: random.pick(&[0, 1]),
+            fua_percent: random.pick(&[0, 0, 1]),
+            aligned_percent: random.pick(&[50, 100]),
+            hot_percent: 0,
+            bytes_max: u64::from(limits::STEP_BYTES_MAX),
+            pause_ns_max: random.magnitude(1_000, 1_000_000),
+        };
+        self.lives = u32::try_from(random.between(2, 6)).expect("a few");
+        self.steps_max = random.between(300, 2_000);
+        self.extra_log_segments = random.pick(&[0, 4]);
+        self.config.destage_high_percent = 90;
+        self.device_ns = random.magnitude(5_000, 200_000);
+        self.origin_ns = random.magnitude(1_000_000, 20_000_000);
+    }
 }
 
-fn draw_export(index: u8, faults: &Faults, random: &mut Random) -> ExportScenario {
-    let blocks = random.magnitude(4, 1024);
+fn draw_export(index: u8, blocks_max: u64, faults: &Faults, random: &mut Random) -> ExportScenario {
+    let blocks = random.magnitude(4, blocks_max);
     let odd_bytes = if random.percent(20) { random.between(1, 7) * 512 } else { 0 };
     let size_bytes = blocks * BLOCK_BYTES_U64 - odd_bytes;
     let limit_bytes = random.magnitude(256 << 10, 16 << 20);
@@ -221,6 +285,7 @@ fn draw_export(index: u8, faults: &Faults, random: &mut Random) -> ExportScenari
         },
         starts_empty: random.percent(25),
         shares_power: random.percent(60),
+        is_filler: false,
     }
 }
 
@@ -231,6 +296,16 @@ fn draw_config(random: &mut Random) -> Config {
         destage_age_ns: random.magnitude(1_000_000, 5_000_000_000),
         destage_idle_ns: random.magnitude(100_000, 500_000_000),
         ..Config::default()
+    }
+}
+
+fn draw_probing(random: &mut Random) -> Probing {
+    let mut rate = |first, last| u32::try_from(random.magnitude(first, last)).expect("a rate");
+    Probing {
+        turns: rate(10_000, 400_000),
+        structure_turns: rate(20_000, 400_000),
+        crashes: random.pick(&[4, 16, 64]),
+        points_max: 0,
     }
 }
 
@@ -266,7 +341,6 @@ fn draw_faults(random: &mut Random) -> Faults {
         stop_percent: rate(30, 5, 30),
         cut_in_recovery_percent: rate(60, 10, 60),
         verify_percent: 100 - rate(30, 10, 90),
-        probes: rate(70, 1, 6),
         device_read_error: rate(12, 1_000, 50_000),
         device_read_rot: rate(12, 1_000, 100_000),
         device_write_error: rate(12, 1_000, 20_000),

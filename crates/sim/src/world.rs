@@ -1,6 +1,6 @@
 //! One world: lives of the engine and the crashes between them, from one seed.
 
-use crate::checker::{Checker, Contents, OriginLedger};
+use crate::checker::{Checker, Contents, OriginLedger, Resolution};
 use crate::client::{Wish, WishKind};
 use crate::content::{self, UNREADABLE, Value, ZEROES};
 use crate::core::Core;
@@ -12,6 +12,7 @@ use crate::origin::SimOrigin;
 use crate::random::Random;
 use crate::request::RECEIVE_BYTES;
 use crate::scenario::{REQUESTS_MAX, Scenario};
+use crate::shared::Shared;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
@@ -74,7 +75,7 @@ struct Opened<C> {
 
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(crate) enum End {
     /// The power fails.
     PowerCut,
     /// The process is killed; what it had submitted may still happen.
@@ -88,8 +89,8 @@ enum End {
 pub struct World {
     pub(crate) scenario: Rc<Scenario>,
     pub(crate) device: SimDevice,
-    pub(crate) origins: Vec<SimOrigin>,
-    pub(crate) checker: Checker,
+    pub(crate) origins: Vec<Shared<SimOrigin>>,
+    pub(crate) checker: Shared<Checker>,
     pub(crate) random: Random,
     pub(crate) now_ns: u64,
     pub(crate) trace: Trace,
@@ -106,6 +107,12 @@ pub struct World {
     pub(crate) longest_beside_ns: u64,
     /// Requests of other exports that were answered while it did.
     pub(crate) answered_beside: u64,
+    /// Whether every crash is tried whenever the device's unflushed writes have changed.
+    pub(crate) exhausting: bool,
+    /// The last moment of the device and of the history for which that has been done.
+    pub(crate) exhausted: Option<(usize, u64, u64)>,
+    /// Turns for which crashes are tried more often: the log's structure is being written.
+    pub(crate) attention: u32,
     memory: Memory,
 }
 
@@ -118,7 +125,7 @@ impl World {
         };
         let shapes: Vec<_> =
             scenario.exports.iter().map(|export| (units(export), export.starts_empty)).collect();
-        let checker = Checker::new(&shapes);
+        let checker = Shared::new(Checker::new(&shapes));
         let origins = scenario
             .exports
             .iter()
@@ -128,7 +135,7 @@ impl World {
                 let ledger = OriginLedger::new(index, units(export), strict);
                 // The checker numbers the initial contents from one, in order.
                 let initial = if export.starts_empty { ZEROES } else { u32::from(index) + 1 };
-                SimOrigin::new(ledger, units(export), initial)
+                Shared::new(SimOrigin::new(ledger, units(export), initial))
             })
             .collect();
         Self {
@@ -145,6 +152,9 @@ impl World {
             hung: None,
             longest_beside_ns: 0,
             answered_beside: 0,
+            exhausting: false,
+            exhausted: None,
+            attention: 0,
             memory: Memory::default(),
             scenario: Rc::new(scenario),
         }
@@ -178,7 +188,6 @@ impl World {
             let most = self.scenario.steps_max;
             let steps = if self.scenario.churns { most } else { self.random.magnitude(1, most) };
             life.serve(self, steps)?;
-            self.probe::<C>()?;
             let end = self.draw_end();
             life = self.end_life(life, end)?;
         }
@@ -214,38 +223,14 @@ impl World {
         Ok(life)
     }
 
-    /// Tries other crashes at this very moment, each on a clone of the world.
-    fn probe<C: Core>(&mut self) -> Result<(), Violation> {
-        let probes = self.scenario.faults.probes;
-        if probes == 0 {
-            return Ok(());
-        }
-        for _ in 0..self.random.between(0, u64::from(probes)) {
-            let mut clone = self.clone();
-            clone.random = self.random.fork();
-            let end = if clone.random.percent(30) { End::Kill } else { End::PowerCut };
-            self.trace.line(self.now_ns, || format!("---- probe: {end:?}"));
-            clone.crash(end)?;
-            let cuts = clone.random.percent(20);
-            let mut life = clone.open::<C>(cuts)?;
-            clone.verify(&mut life)?;
-            if clone.random.percent(30) {
-                // What was served after the restart must outlive the next cut (rule 1).
-                drop(life);
-                clone.crash(End::PowerCut)?;
-                let mut life = clone.open::<C>(false)?;
-                clone.verify(&mut life)?;
-            }
-            self.trace.mix(clone.trace.digest());
-            self.trace.line(self.now_ns, || "---- probe ends".into());
-            self.tally = clone.tally;
-        }
-        Ok(())
+    /// Everything volatile is gone.
+    pub(crate) fn crash(&mut self, end: End) -> Result<(), Violation> {
+        self.crash_device(end);
+        self.crash_around(end)
     }
 
-    /// Everything volatile is gone.
-    fn crash(&mut self, end: End) -> Result<(), Violation> {
-        self.check_origins()?;
+    /// What a crash does to the cache device.
+    pub(crate) fn crash_device(&mut self, end: End) {
         let mut left = Survival::default();
         match end {
             End::PowerCut => {
@@ -260,6 +245,12 @@ impl World {
         if end == End::Kill {
             self.tally.faults.count(FaultKind::Kill);
         }
+        self.trace.line(self.now_ns, || format!("{end:?}: {left}"));
+    }
+
+    /// What a crash does to everything but the cache device.
+    pub(crate) fn crash_around(&mut self, end: End) -> Result<(), Violation> {
+        self.check_origins()?;
         for (origin, export) in self.origins.iter_mut().zip(&self.scenario.exports) {
             if end == End::PowerCut && export.shares_power {
                 origin.power_cut(&mut self.random);
@@ -269,7 +260,7 @@ impl World {
         }
         self.checker.crash();
         let moment = self.checker.history.now();
-        self.trace.line(self.now_ns, || format!("@{moment} {end:?}: {left}"));
+        self.trace.line(self.now_ns, || format!("@{moment} {end:?}"));
         self.check_origins()
     }
 
@@ -281,12 +272,6 @@ impl World {
     /// The process is killed.
     pub(crate) fn kill(&mut self) -> Result<(), Violation> {
         self.crash(End::Kill)
-    }
-
-    /// The power fails, and exactly these of the pending device writes survive.
-    pub(crate) fn lose_power(&mut self, survivors: u64) -> Result<(), Violation> {
-        self.device.power_cut_keeping(survivors);
-        self.crash(End::PowerCut)
     }
 
     /// Opens the cache; with `cuts`, the power may fail while it is being opened.
@@ -407,6 +392,16 @@ impl World {
 
     /// Reads everything and checks it against what clients were told.
     pub(crate) fn verify<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
+        let resolution = self.check_restart(life)?;
+        self.checker.resolve(&resolution);
+        Ok(())
+    }
+
+    /// Reads everything and checks it, without making it the new beginning.
+    pub(crate) fn check_restart<C: Core>(
+        &mut self,
+        life: &mut Life<C>,
+    ) -> Result<Resolution, Violation> {
         self.tally.crash_points += 1;
         self.read_everything(life)?;
         let contents = std::mem::take(&mut self.contents);
@@ -419,14 +414,13 @@ impl World {
             self.trace.mix(u64::from(*value));
         }
         let resolution = self.checker.check_recovered(&contents)?;
-        self.checker.resolve(&resolution);
         for (origin, export) in self.origins.iter().zip(0..) {
             for (unit, value) in origin.live().iter().enumerate() {
-                self.checker.check_origin_after_restart(export, unit, *value)?;
+                self.checker.check_origin_after_restart(&resolution, export, unit, *value)?;
             }
         }
         self.trace.line(self.now_ns, || "everything read and as it should be".into());
-        Ok(())
+        Ok(resolution)
     }
 
     /// Reads all exports into `contents`, with no faults, in pieces of any size.
@@ -435,7 +429,12 @@ impl World {
         let units = (0u8..).take(self.origins.len()).map(|export| self.checker.units(export));
         self.contents = units.map(|units| vec![UNREADABLE; units]).collect();
         for export in (0u8..).take(self.origins.len()) {
-            let size_bytes = self.scenario.exports[usize::from(export)].size_bytes();
+            let scenario = &self.scenario.exports[usize::from(export)];
+            let size_bytes = scenario.size_bytes();
+            if scenario.is_filler {
+                self.contents[usize::from(export)].clear();
+                continue;
+            }
             let mut offset = 0;
             while offset < size_bytes {
                 let unit_bytes = self.scenario.unit_bytes;

@@ -8,7 +8,7 @@
 //! `relaxed` order promises less: each unit shows something that was written there, and nothing
 //! older than what the last drain has put there.
 
-use super::Checker;
+use super::{Checker, Resolution};
 use crate::content::{GARBAGE, Value, ZEROES};
 use crate::violation::{Kind, Violation};
 
@@ -133,11 +133,12 @@ impl Checker {
     /// When it does.
     pub fn check_origin_after_restart(
         &self,
+        resolution: &Resolution,
         export: u8,
         unit: usize,
         value: Value,
     ) -> Result<(), Violation> {
-        if value != ZEROES && self.history.get(value).lost {
+        if value != ZEROES && (self.history.get(value).lost || resolution.takes(value)) {
             let found = self.history.describe(value);
             let detail = format!("unit {unit} of the origin of export {export} shows {found}");
             return Err(Violation::new(Kind::OriginAhead, detail));

@@ -116,7 +116,7 @@ impl Checker {
     }
 
     /// The writes of zeroes that zeroes at a unit may come from: those among its candidates.
-    fn zero_candidates(&self, export: u8, unit: usize) -> impl Iterator<Item = u32> + Clone {
+    fn zero_candidates(&self, export: u8, unit: usize) -> impl DoubleEndedIterator<Item = u32> {
         self.exports[usize::from(export)].candidates[unit]
             .iter()
             .copied()
@@ -136,7 +136,8 @@ impl Checker {
     /// Whether every write that a value may stand for came before `id`.
     fn value_is_before(&self, export: u8, unit: usize, value: Value, id: u32) -> bool {
         if value == ZEROES {
-            let mut zeroes = self.zero_candidates(export, unit);
+            // The newest first: if any did not come before, it is that.
+            let mut zeroes = self.zero_candidates(export, unit).rev();
             zeroes.all(|zero| self.history.is_before(zero, id))
         } else {
             self.history.is_before(value, id)
@@ -144,17 +145,11 @@ impl Checker {
     }
 }
 
-/// Forgets candidates that neither a read nor a crash can bring back.
+/// Forgets candidates that neither a read nor a crash can bring back. The durable one submitted
+/// last stands for all durable ones: what any of them covers, it covers, as far as time tells.
 fn prune(history: &History, candidates: &mut Vec<u32>, oldest_read: u64) {
-    let covers = |newer: u32, older: u32| {
-        history.is_durable(newer)
-            && history.get(newer).settled < oldest_read
-            && history.is_before(older, newer)
-    };
-    let kept: Vec<u32> = candidates
-        .iter()
-        .copied()
-        .filter(|older| !candidates.iter().any(|newer| covers(*newer, *older)))
-        .collect();
-    *candidates = kept;
+    let covering = |id: &u32| history.is_durable(*id) && history.get(*id).settled < oldest_read;
+    let durable = candidates.iter().copied().filter(covering);
+    let Some(newest) = durable.max_by_key(|id| history.get(*id).invoked) else { return };
+    candidates.retain(|older| !history.is_before(*older, newest));
 }

@@ -1,6 +1,6 @@
 //! Promise 1: what a restart may show, and that what survives is a prefix of what was written.
 
-use super::Checker;
+use super::{Checker, NEVER, prune};
 use crate::content::{UNREADABLE, Value, ZEROES};
 use crate::violation::{Kind, Violation};
 
@@ -15,6 +15,14 @@ pub struct Resolution {
     lost: Vec<u32>,
 }
 
+impl Resolution {
+    /// Whether the crash took a write.
+    #[must_use]
+    pub fn takes(&self, id: u32) -> bool {
+        self.lost.binary_search(&id).is_ok()
+    }
+}
+
 impl Checker {
     /// Power or process is gone: what was not durable may or may not come back, and no request
     /// is in flight any more.
@@ -22,8 +30,9 @@ impl Checker {
         self.restarted = self.history.end_life();
         self.reads_in_flight.clear();
         for registers in &mut self.exports {
-            for (candidates, undecided) in registers.candidates.iter().zip(&mut registers.undecided)
-            {
+            let units = registers.candidates.iter_mut().zip(&mut registers.undecided);
+            for (candidates, undecided) in units {
+                prune(&self.history, candidates, NEVER);
                 *undecided |= candidates.len() > 1;
             }
         }
@@ -34,14 +43,14 @@ impl Checker {
     /// # Errors
     /// When something durable is gone, something is torn, or the survivors are no prefix.
     pub fn check_recovered(&self, contents: &Contents) -> Result<Resolution, Violation> {
-        let mut lost = Vec::new();
+        // Marked, not listed: a write is lost at each of its units.
+        let mut gone = vec![false; self.history.len()];
         for (values, export) in contents.iter().zip(0..) {
             for (unit, &value) in values.iter().enumerate() {
-                self.check_survivor(export, unit, value, &mut lost)?;
+                self.check_survivor(export, unit, value, &mut gone)?;
             }
         }
-        lost.sort_unstable();
-        lost.dedup();
+        let lost = (0..).zip(&gone).filter(|(_, gone)| **gone).map(|(id, _)| id).collect();
         let resolution = Resolution { contents: contents.clone(), lost };
         self.check_prefix(&resolution)?;
         for (values, export) in contents.iter().zip(0..) {
@@ -56,7 +65,7 @@ impl Checker {
         export: u8,
         unit: usize,
         value: Value,
-        lost: &mut Vec<u32>,
+        gone: &mut [bool],
     ) -> Result<(), Violation> {
         if value == UNREADABLE {
             return Ok(());
@@ -68,7 +77,7 @@ impl Checker {
         })?;
         let candidates = &self.exports[usize::from(export)].candidates[unit];
         for &other in candidates {
-            if !self.value_is_before(export, unit, value, other) {
+            if other == value || !self.value_is_before(export, unit, value, other) {
                 continue;
             }
             if self.history.is_durable(other) {
@@ -86,7 +95,7 @@ impl Checker {
                     ),
                 ));
             }
-            lost.push(other);
+            gone[other as usize] = true;
         }
         Ok(())
     }
@@ -101,12 +110,19 @@ impl Checker {
     ) -> Vec<u32> {
         match value {
             UNREADABLE => Vec::new(),
-            ZEROES => self
-                .zero_candidates(export, unit)
-                .filter(|id| resolution.lost.binary_search(id).is_err())
-                .collect(),
+            ZEROES => self.zero_survivors(resolution, export, unit).collect(),
             id => vec![id],
         }
+    }
+
+    /// The writes of zeroes that the crash has not taken, of those a unit may show.
+    fn zero_survivors(
+        &self,
+        resolution: &Resolution,
+        export: u8,
+        unit: usize,
+    ) -> impl Iterator<Item = u32> {
+        self.zero_candidates(export, unit).filter(|id| !resolution.takes(*id))
     }
 
     /// No write that survived was submitted after one of the same life that is gone had taken
@@ -148,7 +164,7 @@ impl Checker {
     ) -> Result<(), Violation> {
         let mut previous = UNREADABLE;
         for (unit, &value) in values.iter().enumerate() {
-            if value == ZEROES && self.survivors(resolution, export, unit, value).is_empty() {
+            if value == ZEROES && self.zero_survivors(resolution, export, unit).next().is_none() {
                 let detail = format!(
                     "after a restart unit {unit} of export {export} shows zeroes of a write that \
                      is gone elsewhere"
