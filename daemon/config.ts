@@ -42,6 +42,12 @@ export interface Config {
   readonly spinUs: number;
   /** CPU to pin the ring thread to, or null. */
   readonly cpu: number | null;
+  /** Destage from this share of an export's dirty limit on, in percent. */
+  readonly destageHighPercent: number;
+  /** Destage what has been dirty for so long. */
+  readonly destageAgeMs: number;
+  /** Destage when no client has asked for anything for so long. */
+  readonly destageIdleMs: number;
   /** Go on where durable data is damaged, losing what is named. */
   readonly acceptLoss: boolean;
   /** Memory of the index, or null for as much as the cache device's size asks for. */
@@ -62,6 +68,9 @@ export const CONFIG_DEFAULTS = {
   connectionsMax: 16,
   spinUs: 50,
   cpu: null,
+  destageHighPercent: 50,
+  destageAgeMs: 5_000,
+  destageIdleMs: 500,
   acceptLoss: false,
   indexBytes: null,
   logLevel: 'info',
@@ -117,6 +126,9 @@ export const FILE_SCHEMA = z.strictObject({
   connections_max: z.int().min(1).max(CONNECTIONS_MAX_LIMIT).optional(),
   spin_us: z.int().min(0).max(SPIN_US_MAX).optional(),
   cpu: z.int().nonnegative().optional(),
+  destage_high: z.int().min(1).max(100).optional(),
+  destage_age: duration.optional(),
+  destage_idle: duration.optional(),
   accept_loss: z.boolean().optional(),
   index: size.optional(),
   log_level: z.enum(LOG_LEVELS).optional(),
@@ -162,6 +174,9 @@ export function parseConfigFile(file: string, source: string): PartialConfig {
     connectionsMax: data.connections_max,
     spinUs: data.spin_us,
     cpu: data.cpu,
+    destageHighPercent: data.destage_high,
+    destageAgeMs: data.destage_age,
+    destageIdleMs: data.destage_idle,
     acceptLoss: data.accept_loss,
     indexBytes: data.index,
     logLevel: data.log_level,

@@ -261,7 +261,9 @@ async function openSession(config: Config, native: Native, log: Logger): Promise
 async function openEngine(config: Config, native: Native, bell: () => void): Promise<NativeEngine> {
   const exports = config.exports.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
   const { reserveBytes, connectionsMax, spinUs, cpu, acceptLoss, indexBytes } = config;
-  const options = { reserveBytes, connectionsMax, spinUs, cpu, acceptLoss, indexBytes, exports };
+  const { destageHighPercent, destageAgeMs, destageIdleMs } = config;
+  const ring = { reserveBytes, connectionsMax, spinUs, cpu, acceptLoss, indexBytes };
+  const options = { ...ring, destageHighPercent, destageAgeMs, destageIdleMs, exports };
   try {
     return await native.open({ ...options, cachePath: config.cache }, bell);
   } catch (error) {

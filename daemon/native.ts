@@ -34,6 +34,12 @@ export interface NativeOpenOptions {
   readonly spinUs: number;
   /** CPU to pin the ring thread to, or null. */
   readonly cpu: number | null;
+  /** Destage from this share of the dirty limit on, in percent. */
+  readonly destageHighPercent: number;
+  /** Destage what has been dirty for so long. */
+  readonly destageAgeMs: number;
+  /** Destage when no client has asked for anything for so long. */
+  readonly destageIdleMs: number;
   readonly acceptLoss: boolean;
   /** Memory of the index; null: as much as the cache device's size asks for. */
   readonly indexBytes: bigint | null;

@@ -329,6 +329,12 @@ export interface NativeOpenOptions {
   spinUs: number
   /** CPU to pin the ring thread to, or null. */
   cpu: number | null
+  /** Destage from this share of the dirty limit on, in percent. */
+  destageHighPercent: number
+  /** Destage what has been dirty for so long. */
+  destageAgeMs: number
+  /** Destage when no client has asked for anything for so long. */
+  destageIdleMs: number
   /** Go on where durable data is damaged, losing what is named. */
   acceptLoss: boolean
   /** Memory of the index; null: as much as the cache device's size asks for. */

@@ -15,14 +15,13 @@ import {
   completeConfig,
   defaultControlPath,
   LOG_LEVELS,
-  type PartialConfig,
   readConfigFile,
   SPIN_US_MAX,
 } from '../config.ts';
 import { parseExport } from '../exports.ts';
 import { type Daemon, startDaemon } from '../lifecycle.ts';
 import { createLog, errorFields, type Logger } from '../log.ts';
-import { formatSize, parseSizeBytes } from '../units.ts';
+import { formatSize, parseDurationMs, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
 import { collectedBy, oneOf, parsedBy, wholeNumber } from './options.ts';
 
@@ -32,6 +31,7 @@ const CPU_MAX = 8191;
 /** Adds the verb. */
 export function addServeCommand(program: Command, context: Context): void {
   const { reserveBytes, connectionsMax, spinUs, logLevel } = CONFIG_DEFAULTS;
+  const { destageHighPercent, destageAgeMs, destageIdleMs } = CONFIG_DEFAULTS;
   const address = (text: string) => formatAddress(parseAddress(text));
   const tcpAddress = (text: string) => formatAddress(parseTcpAddress(text));
   program
@@ -72,6 +72,22 @@ export function addServeCommand(program: Command, context: Context): void {
       'memory of the index (default: about 12 bytes per 4 KiB of cache device, at least 16 MiB)',
       parsedBy(parseSizeBytes),
     )
+    .option(
+      '--destage-high <percent>',
+      'carry dirty data to the origin from this share of what may be dirty on ' +
+        `(default: ${destageHighPercent})`,
+      wholeNumber(1, 100),
+    )
+    .option(
+      '--destage-age <duration>',
+      `carry what has been dirty for so long (default: ${destageAgeMs / 1000}s)`,
+      parsedBy(parseDurationMs),
+    )
+    .option(
+      '--destage-idle <duration>',
+      `carry when no client has asked for anything for so long (default: ${destageIdleMs}ms)`,
+      parsedBy(parseDurationMs),
+    )
     .option('--accept-loss', 'go on where durable data is damaged, losing what is named')
     .option(
       '--log-level <level>',
@@ -93,14 +109,20 @@ interface ServeOptions {
   readonly spinUs?: number;
   readonly cpu?: number;
   readonly index?: bigint;
+  readonly destageHigh?: number;
+  readonly destageAge?: number;
+  readonly destageIdle?: number;
   readonly acceptLoss?: boolean;
   readonly logLevel?: Config['logLevel'];
   readonly config?: string;
 }
 
 async function configOf(options: ServeOptions): Promise<Config> {
-  const { config: file, export: exports, reserve, index, ...rest } = options;
-  const said: PartialConfig = { ...rest, exports, reserveBytes: reserve, indexBytes: index };
+  const { config: file, export: exports, reserve, index, ...others } = options;
+  const { destageHigh, destageAge, destageIdle, ...rest } = others;
+  const destage = { destageHighPercent: destageHigh, destageAgeMs: destageAge };
+  const sizes = { reserveBytes: reserve, indexBytes: index };
+  const said = { ...rest, ...sizes, ...destage, destageIdleMs: destageIdle, exports };
   return completeConfig(file === undefined ? {} : await readConfigFile(file), said);
 }
 

@@ -19,6 +19,9 @@ function options(changes: Partial<NativeOpenOptions>): NativeOpenOptions {
     connectionsMax: 4,
     spinUs: 0,
     cpu: null,
+    destageHighPercent: 50,
+    destageAgeMs: 5_000,
+    destageIdleMs: 500,
     acceptLoss: false,
     indexBytes: null,
     exports: [],
@@ -75,6 +78,8 @@ test('numbers out of range are refused with the name of the argument', (t) => {
   t.throws(open({ connectionsMax: -1 }), { message: /connectionsMax/ });
   t.throws(open({ connectionsMax: 2 ** 32 }), { message: /connectionsMax/ });
   t.throws(open({ spinUs: 0.5 }), { message: /spinUs/ });
+  t.throws(open({ destageHighPercent: 256 }), { message: /destageHighPercent/ });
+  t.throws(open({ destageAgeMs: -1 }), { message: /destageAgeMs/ });
   t.throws(open({ cpu: Number.NaN }), { message: /cpu/ });
   t.throws(open({ reserveBytes: -1n }), { message: /reserveBytes/ });
   t.throws(open({ reserveBytes: 1n << 64n }), { message: /reserveBytes/ });

@@ -22,6 +22,9 @@ reserve = "1GiB"
 connections_max = 64
 spin_us = 0
 cpu = 1
+destage_high = 80
+destage_age = "30s"
+destage_idle = "250ms"
 accept_loss = true
 index = "32MiB"
 log_level = "warn"
@@ -51,6 +54,9 @@ test('everything that can be said is read', (t) => {
     connectionsMax: 64,
     spinUs: 0,
     cpu: 1,
+    destageHighPercent: 80,
+    destageAgeMs: 30_000,
+    destageIdleMs: 250,
     acceptLoss: true,
     indexBytes: 32n << 20n,
     logLevel: 'warn',
@@ -137,6 +143,7 @@ test('a value that cannot be used is named with its line', (t) => {
     ['reserve = "1GiB"', 'reserve = -1', /"reserve"/],
     ['cpu = 1', 'cpu = "one"', /"cpu".*expected number/i],
     ['spin_us = 0', 'spin_us = 1001', /"spin_us"/],
+    ['destage_high = 80', 'destage_high = 0', /"destage_high"/],
     ['metrics = "127.0.0.1:9810"', 'metrics = "unix:/x"', /"metrics".*not an address/],
     ['listen = [', 'listen = ["nowhere",', /"listen".*"nowhere" is not an address/],
     ['order = "relaxed"', 'order = "loose"', /"order".*strict/],

@@ -35,8 +35,16 @@ interface World extends RecordedLog {
 async function world(): Promise<World> {
   const native = createFakeNative();
   const exports = EXPORTS.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
-  const options = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
-  const engine = await native.open({ ...options, acceptLoss: false, indexBytes: null, exports }, () => undefined);
+  const ring = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
+  const options = {
+    ...ring,
+    destageHighPercent: 50,
+    destageAgeMs: 0,
+    destageIdleMs: 0,
+    acceptLoss: false,
+    indexBytes: null,
+  };
+  const engine = await native.open({ ...options, exports }, () => undefined);
   native.calls.length = 0;
   const recorded = recordedLog();
   const self: World = {
@@ -159,8 +167,16 @@ test('while the daemon stops, options are refused', async (t) => {
 test('the catalogue has the sizes that the engine found', async (t) => {
   const native = createFakeNative();
   const exports = EXPORTS.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
-  const options = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
-  const engine = await native.open({ ...options, acceptLoss: false, indexBytes: null, exports }, () => undefined);
+  const ring = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
+  const options = {
+    ...ring,
+    destageHighPercent: 50,
+    destageAgeMs: 0,
+    destageIdleMs: 0,
+    acceptLoss: false,
+    indexBytes: null,
+  };
+  const engine = await native.open({ ...options, exports }, () => undefined);
   const catalogue = createCatalogue(engine, EXPORTS);
   t.deepEqual(
     catalogue.list().map(({ name, sizeBytes, readOnly }) => [name, sizeBytes, readOnly]),

@@ -11,7 +11,8 @@ test('an export with nothing but its origin has the defaults', (t) => {
 });
 
 test('options follow the origin in any order', (t) => {
-  const given = 'disk=/dev/sdb,order=relaxed,wait=5s,origin-timeout=1m,mode=writethrough,dirty-max=4GiB';
+  const given =
+    'disk=/dev/sdb,order=relaxed,wait=5s,origin-timeout=1m,mode=writethrough,dirty-max=4GiB';
   t.deepEqual(parseExport(given), {
     name: 'disk',
     origin: '/dev/sdb',

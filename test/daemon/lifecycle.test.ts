@@ -76,7 +76,9 @@ test('a daemon listens only after the cache is open, and says where', async (t) 
 });
 
 test('the engine is given what was configured', async (t) => {
-  const self = await setting(t, { reserveBytes: 5n << 20n, spinUs: 0, cpu: 1, acceptLoss: true, indexBytes: 4096n });
+  const destage = { destageHighPercent: 7, destageAgeMs: 8, destageIdleMs: 9 };
+  const ring = { reserveBytes: 5n << 20n, spinUs: 0, cpu: 1 };
+  const self = await setting(t, { ...ring, ...destage, acceptLoss: true, indexBytes: 4096n });
   await self.start();
   const { exports, ...rest } = self.native.opened() ?? { exports: [] };
   t.deepEqual(rest, {
@@ -85,6 +87,7 @@ test('the engine is given what was configured', async (t) => {
     connectionsMax: self.config.connectionsMax,
     spinUs: 0,
     cpu: 1,
+    ...destage,
     acceptLoss: true,
     indexBytes: 4096n,
   });

@@ -492,7 +492,7 @@ impl<C: Core> Life<C> {
                     }
                 }
             }
-            Control::SetDestage { .. } | Control::AcceptLoss(_) => {}
+            Control::AcceptLoss(_) => {}
         }
         Ok(())
     }

@@ -67,12 +67,7 @@ pub fn open(
 
     let options = spec.exports.iter().zip(&origins).map(|(spec, origin)| export(spec, origin));
     let options = options.collect::<Result<Vec<_>, _>>()?;
-    let config = Config {
-        requests_max: REQUESTS_MAX,
-        index_bytes: spec.index_bytes,
-        accept_loss: spec.accept_loss,
-        ..Config::default()
-    };
+    let config = config_of(spec);
     let began = Instant::now();
     let now = crate::clock::Clock::new().now();
     let reserve = mapping.reserve(plan.total_bytes());
@@ -124,6 +119,19 @@ pub fn open(
         },
         bell,
     )
+}
+
+/// What the engine is told of how it is to run.
+fn config_of(spec: &OpenSpec) -> Config {
+    let ns = |ms: u64| ms.saturating_mul(1_000_000);
+    Config {
+        requests_max: REQUESTS_MAX,
+        destage_high_percent: spec.destage_high_percent,
+        destage_age_ns: ns(spec.destage_age_ms),
+        destage_idle_ns: ns(spec.destage_idle_ms),
+        index_bytes: spec.index_bytes,
+        accept_loss: spec.accept_loss,
+    }
 }
 
 /// An intact superblock, for the sizes that the reserve is divided by. Everything else, and

@@ -39,6 +39,12 @@ pub struct OpenSpec {
     pub spin_us: u32,
     /// CPU to pin the ring thread to.
     pub cpu: Option<u32>,
+    /// Destage from this share of the dirty limit on, in percent.
+    pub destage_high_percent: u8,
+    /// Destage what has been dirty for so long.
+    pub destage_age_ms: u64,
+    /// Destage when no client has asked for anything for so long.
+    pub destage_idle_ms: u64,
     /// Go on where durable data is damaged, losing what is named.
     pub accept_loss: bool,
     /// Memory of the index; `None`: as much as the cache device's size asks for.

@@ -91,13 +91,6 @@ pub enum Control {
     AcceptLoss(ExportSlot),
     /// A last flush with the watermarks in it; nothing is appended afterwards.
     Stop,
-    /// Stop or resume destaging an export (its origin was changed under us, an operator asked).
-    SetDestage {
-        /// The export.
-        export: ExportSlot,
-        /// Whether dirty data may go to the origin.
-        enabled: bool,
-    },
 }
 
 /// What happened.

@@ -47,12 +47,6 @@ impl Engine {
                 self.stopping = true;
                 Until::Stopped
             }
-            Control::SetDestage { export, enabled } => {
-                let state = self.exports.get_mut(export);
-                state.destage_enabled = enabled;
-                state.damaged &= !enabled;
-                return self.emit(Effect::ControlDone { token, result: Ok(()) });
-            }
         };
         self.controls.push(Waiting { token, until });
     }

@@ -1,5 +1,5 @@
-//! Damaged blocks (rules 25 and 31): clean ones are forgotten and fetched again, dirty ones are lost
-//! and said so, until somebody overwrites them.
+//! Damaged blocks (rules 25 and 31): clean ones are forgotten and fetched again, dirty ones are
+//! lost and said so, until somebody overwrites them.
 //!
 //! A dirty block with a wrong checksum is read once more before it is given up: what the device
 //! or its bus got wrong once is not lost. Then a `bad` entry takes its place in log and index. It

@@ -93,8 +93,6 @@ pub struct Export {
     pub dirty_since_ns: u64,
     /// Destage until the watermark reaches this.
     pub destage_target: Sequence,
-    /// Whether destage may run at all.
-    pub destage_enabled: bool,
     /// Whether destage stands still before damage (rule 25).
     pub damaged: bool,
     /// Whether destage tries again by itself: the device may read later what it cannot read now.
@@ -178,7 +176,7 @@ impl Export {
 
     /// Whether nobody can say when the origin will take its data: dirty data may be carried.
     pub const fn is_away(&self) -> bool {
-        !self.origin.is_up() || !self.configured || self.damaged || !self.destage_enabled
+        !self.origin.is_up() || !self.configured || self.damaged
     }
 
     /// Notes an entry of client data in the open record.
@@ -248,7 +246,6 @@ impl Export {
             oldest_dirty_wall_ns: 0,
             dirty_since_ns: 0,
             destage_target: Sequence(0),
-            destage_enabled: true,
             damaged: false,
             tries_again: false,
             damage_retry_at_ns: 0,

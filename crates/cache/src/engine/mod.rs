@@ -1,9 +1,10 @@
 //! The engine: a state machine, `step(event, now) → effects`.
 //!
 //! One file per duty: [`write`](self) appends what clients write, `read` answers from log and
-//! origin, `pieces` as parts of it arrive, `fetch` brings misses in, `merge` completes partial
-//! blocks, `log` is the append stream, `durability` flushes, `destage` carries dirty data to
-//! origins, `origin` knows which of them answer, `reclaim` makes segments free.
+//! origin, `pieces` as parts of it arrive, `damage` judges bad checksums, `fetch` brings misses in,
+//! `merge` completes partial blocks, `log` is the append stream, `durability` flushes, `destage`
+//! carries dirty data to origins, `origin` knows which of them answer, `reclaim` makes segments
+//! free.
 
 mod api;
 mod carried;

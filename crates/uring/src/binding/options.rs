@@ -72,6 +72,12 @@ pub struct NativeOpenOptions {
     pub spin_us: f64,
     /// CPU to pin the ring thread to, or null.
     pub cpu: Option<f64>,
+    /// Destage from this share of the dirty limit on, in percent.
+    pub destage_high_percent: f64,
+    /// Destage what has been dirty for so long.
+    pub destage_age_ms: f64,
+    /// Destage when no client has asked for anything for so long.
+    pub destage_idle_ms: f64,
     /// Go on where durable data is damaged, losing what is named.
     pub accept_loss: bool,
     /// Memory of the index; null: as much as the cache device's size asks for.
@@ -120,6 +126,9 @@ pub fn open_spec(options: NativeOpenOptions) -> napi::Result<OpenSpec> {
         connections_max: whole("connectionsMax", options.connections_max)?,
         spin_us: whole("spinUs", options.spin_us)?,
         cpu: options.cpu.map(|cpu| whole("cpu", cpu)).transpose()?,
+        destage_high_percent: whole("destageHighPercent", options.destage_high_percent)?,
+        destage_age_ms: whole("destageAgeMs", options.destage_age_ms)?,
+        destage_idle_ms: whole("destageIdleMs", options.destage_idle_ms)?,
         accept_loss: options.accept_loss,
         index_bytes: options
             .index_bytes

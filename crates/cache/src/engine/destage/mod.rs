@@ -243,7 +243,6 @@ impl Engine {
         let may_go_on = self.may_destage_latched(slot);
         let export = self.exports.get_mut(slot);
         let wanted = export.configured
-            && export.destage_enabled
             && (!export.damaged || export.tries_again && now_ns >= export.damage_retry_at_ns)
             && !export.destaging
             && export.is_dirty()
@@ -322,8 +321,7 @@ impl Engine {
             let idle = self.last_request_ns.saturating_add(self.config.destage_idle_ns);
             let epoch = export.epoch_deadline_ns(self.config.destage_age_ns).unwrap_or(u64::MAX);
             // What is on its way already waits for completions, not for time.
-            (export.destage_target <= export.watermark && export.destage_enabled)
-                .then_some(aged.min(idle).min(epoch))
+            (export.destage_target <= export.watermark).then_some(aged.min(idle).min(epoch))
         };
         self.exports.in_use().filter_map(due).min()
     }
@@ -470,7 +468,6 @@ impl Engine {
             && !export.destage_void
             && export.destage_target > export.watermark
             && export.is_dirty()
-            && export.destage_enabled
             && self.log.durable() > export.watermark;
         if more {
             self.begin_round(index);
