@@ -4,7 +4,7 @@ import { startProcess } from '../test/support/process.ts';
 import { createScope } from '../test/support/scope.ts';
 import type { Job } from './jobs.ts';
 import { type Cpus, foreignSeconds, sampleLoad } from './machine.ts';
-import type { Server } from './servers.ts';
+import type { RingWork, Server } from './servers.ts';
 
 /** What a round showed. */
 export interface Round {
@@ -20,6 +20,8 @@ export interface Round {
   readonly foreignShare: number;
   /** Share of the bytes read that the cache had; null where there is no cache or no read. */
   readonly hitShare: number | null;
+  /** What the ring thread did per request of data; null where there is none. */
+  readonly ring: RingWork | null;
 }
 
 interface FioSide {
@@ -75,6 +77,18 @@ async function runFio(
   }
 }
 
+function perRequest(
+  before: RingWork | null,
+  after: RingWork | null,
+  requests: number,
+): RingWork | null {
+  if (before === null || after === null) return null;
+  return {
+    systemCalls: (after.systemCalls - before.systemCalls) / requests,
+    sleeps: (after.sleeps - before.sleeps) / requests,
+  };
+}
+
 /** Measures one round. */
 export async function measureRound(
   job: Job,
@@ -84,8 +98,10 @@ export async function measureRound(
   seed: number,
 ): Promise<Round> {
   const hitsBefore = await server.readHits();
+  const ringBefore = await server.ringWork();
   const result = await runFio(fioArguments(job, server, seconds, seed), cpus, server.pid);
   const hitsAfter = await server.readHits();
+  const ringAfter = await server.ringWork();
   const reads = job.pattern === 'randread' || job.pattern === 'read';
   const side = reads ? result.job.read : result.job.write;
   const readBytes = (hitsAfter?.totalBytes ?? 0) - (hitsBefore?.totalBytes ?? 0);
@@ -99,6 +115,7 @@ export async function measureRound(
     p99Us: (percentile['99.000000'] ?? Number.NaN) / 1000,
     foreignShare: result.foreignS / (side.runtime / 1000),
     hitShare: reads && readBytes > 0 ? hitBytes / readBytes : null,
+    ring: perRequest(ringBefore, ringAfter, side.total_ios),
   };
 }
 

@@ -112,9 +112,12 @@ function spreadTable(results: Results, placement: Placement): string[] {
       show(Math.max(...rates)),
       show(medianOf(series, (round) => round.p99Us)),
       Number.isFinite(hits) ? `${(100 * hits).toFixed(1)} %` : '–',
+      show(medianOf(series, (round) => round.ring?.systemCalls ?? null)),
+      show(medianOf(series, (round) => round.ring?.sleeps ?? null)),
     ];
   });
-  return table(['job', 'lowest', 'median', 'highest', 'p99 in µs', 'hits'], rows);
+  const head = ['job', 'lowest', 'median', 'highest', 'p99 in µs', 'hits'];
+  return table([...head, 'system calls', 'sleeps'], rows);
 }
 
 function placementSection(results: Results, placement: Placement): string[] {
@@ -128,7 +131,8 @@ function placementSection(results: Results, placement: Placement): string[] {
     ...['Requests per second:', '', ...figureTable(results, placement, rate), ''],
     'CPU time of the server per request, in microseconds:',
     ...['', ...figureTable(results, placement, (round) => round.serverCpuUs), ''],
-    'ringfence, requests per second over the rounds, with latency and hits in the cache:',
+    'ringfence, requests per second over the rounds, with latency and hits in the cache, and per ' +
+      'request the system calls of its ring thread and how often that slept:',
     ...['', ...spreadTable(results, placement), ''],
   ];
 }

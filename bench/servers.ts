@@ -29,6 +29,14 @@ export interface Server {
   settle(): Promise<void>;
   /** Bytes of reads answered from the cache and in all, so far; null where there is no cache. */
   readHits(): Promise<{ readonly hitBytes: number; readonly totalBytes: number } | null>;
+  /** What the ring thread has done so far; null where there is none. */
+  ringWork(): Promise<RingWork | null>;
+}
+
+/** What a ring thread does beside requests. */
+export interface RingWork {
+  readonly systemCalls: number;
+  readonly sleeps: number;
 }
 
 const noCache = async (): Promise<null> => null;
@@ -94,6 +102,7 @@ async function startNbdkit(
       if (device !== null) await run('sync', [device]);
     },
     readHits: noCache,
+    ringWork: noCache,
   };
 }
 
@@ -114,6 +123,7 @@ async function startQemuNbd(
     pid,
     settle: async () => undefined,
     readHits: noCache,
+    ringWork: noCache,
   };
 }
 
@@ -128,6 +138,12 @@ async function readHits(daemon: Daemon) {
     hitBytes: sum(hits.map(([, value]) => value)),
     totalBytes: sum(samples.map(([, value]) => value)),
   };
+}
+
+async function ringWork(daemon: Daemon): Promise<RingWork> {
+  const total = async (what: string): Promise<number> =>
+    sum((await readMetric(daemon, `ringfence_ring_${what}_total`)).values());
+  return { systemCalls: await total('system_calls'), sleeps: await total('sleeps') };
 }
 
 /** Formats `cache` and starts ringfence in front of `origin`. */
@@ -153,6 +169,7 @@ export async function startRingfence(
       await ask(daemon, 'drain');
     },
     readHits: () => readHits(daemon),
+    ringWork: () => ringWork(daemon),
   };
 }
 
@@ -195,6 +212,7 @@ export async function startServers(
     pid: null,
     settle: async () => undefined,
     readHits: noCache,
+    ringWork: noCache,
   };
   return [
     await startRingfence(scope, folder, cpus, devices.cache, devices.origin),

@@ -16,6 +16,7 @@ function series(server: Series['server'], rates: readonly number[], cpuUs: numbe
       p99Us: 200,
       foreignShare: 0,
       hitShare: null,
+      ring: null,
     }),
   );
   if (job === undefined) throw new Error('unreachable');
