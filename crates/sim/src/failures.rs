@@ -1,52 +1,237 @@
-//! Fail each I/O in turn: one scenario is run counting its I/Os, then again for each of them with
+//! Fail each I/O in turn: a scenario is run counting its I/Os, then again for each of them with
 //! that one failing, once and for ever; and the same for the operations of its restarts.
+//!
+//! A scenario is a workload in a setting. All of them together are every workload in every
+//! setting; the broad ones are each workload and each setting at least once.
 
 use crate::core::Core;
 use crate::run::{Report, run_scenario};
-use crate::scenario::{ChosenFailure, Faults, Probing, Scenario};
+use crate::scenario::{ChosenFailure, ExportScenario, Faults, Mix, Probing, Scenario};
 use crate::trace::Sink;
+use ringfence_cache::units::BLOCK_BYTES_U64;
+use ringfence_cache::{Config, Mode, Order};
+use std::fmt;
 
-/// The scenario of a seed, short, and with no failure but the chosen one.
-#[must_use]
-pub fn scenario(seed: u64) -> Scenario {
-    let mut scenario = Scenario::draw(seed);
-    scenario.faults = Faults { verify_percent: 100, kill_percent: 50, ..Faults::default() };
-    scenario.probing = Probing::default();
-    scenario.churns = false;
-    scenario.lives = 2;
-    scenario.steps_max = 400;
-    scenario.batch_max = scenario.batch_max.min(4);
-    scenario.mix.bytes_max = scenario.mix.bytes_max.min(64 << 10);
-    scenario.mix.flush = scenario.mix.flush.max(2);
-    for export in &mut scenario.exports {
-        // Waiting for an origin that never works again ends.
-        export.options.wait_ns_max = 2_000_000_000;
-    }
-    scenario
+/// What clients ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Workload {
+    /// Whole blocks, a flush now and then.
+    Writes,
+    /// Whole blocks, half of them with FUA.
+    FuaWrites,
+    /// Pieces of blocks.
+    SubBlockWrites,
+    /// Trims among writes.
+    Trims,
+    /// Zeroes among writes, of pieces of blocks too.
+    Zeroes,
+    /// Reads of what nobody wrote.
+    Misses,
+    /// Steps of up to 1 MiB.
+    LargeSteps,
+    /// All on the same few blocks.
+    HotBlocks,
+    /// Everything.
+    Mixed,
+    /// As much as fills the log, so that it is reclaimed.
+    Laps,
 }
 
-/// What came of a scenario with each of its I/Os failing.
+/// What they ask it of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    /// One export, writeback, epochs in order.
+    Strict,
+    /// One export, writeback, epochs in any order.
+    Relaxed,
+    /// One export, writethrough.
+    Writethrough,
+    /// Two exports, strict and relaxed.
+    TwoExports,
+    /// One export whose origin loses its power with the cache, written to as soon as possible.
+    EagerDestage,
+}
+
+/// A workload in a setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Case {
+    /// What clients ask for.
+    pub workload: Workload,
+    /// What they ask it of.
+    pub setting: Setting,
+}
+
+const WORKLOADS: [Workload; 10] = [
+    Workload::Writes,
+    Workload::FuaWrites,
+    Workload::SubBlockWrites,
+    Workload::Trims,
+    Workload::Zeroes,
+    Workload::Misses,
+    Workload::LargeSteps,
+    Workload::HotBlocks,
+    Workload::Mixed,
+    Workload::Laps,
+];
+
+const SETTINGS: [Setting; 5] = [
+    Setting::Strict,
+    Setting::Relaxed,
+    Setting::Writethrough,
+    Setting::TwoExports,
+    Setting::EagerDestage,
+];
+
+/// The cases of every test run.
+pub const BROAD: [Case; 5] = [
+    Case { workload: Workload::Mixed, setting: Setting::Strict },
+    Case { workload: Workload::SubBlockWrites, setting: Setting::Relaxed },
+    Case { workload: Workload::Trims, setting: Setting::Writethrough },
+    Case { workload: Workload::Misses, setting: Setting::TwoExports },
+    Case { workload: Workload::FuaWrites, setting: Setting::EagerDestage },
+];
+
+/// All cases.
+pub fn cases() -> impl Iterator<Item = Case> {
+    let of = |workload| SETTINGS.into_iter().map(move |setting| Case { workload, setting });
+    WORKLOADS.into_iter().flat_map(of)
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{:?}-{:?}", self.workload, self.setting)
+    }
+}
+
+impl Workload {
+    fn mix(self) -> Mix {
+        let writes = Mix {
+            read: 20,
+            write: 60,
+            flush: 15,
+            trim: 0,
+            zeroes: 0,
+            fua_percent: 0,
+            aligned_percent: 100,
+            hot_percent: 0,
+            bytes_max: 64 << 10,
+            pause_ns_max: 5_000_000,
+        };
+        match self {
+            Self::Writes => writes,
+            Self::FuaWrites => Mix { fua_percent: 50, flush: 0, ..writes },
+            Self::SubBlockWrites => Mix { aligned_percent: 0, bytes_max: 8 << 10, ..writes },
+            Self::Trims => Mix { trim: 40, ..writes },
+            Self::Zeroes => Mix { zeroes: 40, aligned_percent: 50, ..writes },
+            Self::Misses => Mix { read: 150, write: 15, ..writes },
+            Self::LargeSteps => Mix { bytes_max: 1 << 20, ..writes },
+            Self::HotBlocks => Mix { hot_percent: 100, aligned_percent: 50, ..writes },
+            Self::Mixed => {
+                Mix { trim: 10, zeroes: 10, fua_percent: 10, aligned_percent: 70, ..writes }
+            }
+            Self::Laps => Mix { read: 5, write: 200, flush: 1, bytes_max: 1 << 20, ..writes },
+        }
+    }
+
+    /// Events of the engine in each of the lives.
+    fn steps(self) -> u64 {
+        if self == Self::Laps { 1_500 } else { 400 }
+    }
+}
+
+impl Setting {
+    fn apply(self, scenario: &mut Scenario) {
+        let one = scenario.exports[0].clone();
+        let export = |index: u8, mode, order| {
+            let mut export = one.clone();
+            export.options.name = format!("export-{index}");
+            export.options.uuid = [index + 1; 16];
+            export.options.origin.name = format!("origin-{index}");
+            export.options.origin.size_bytes = 256 * BLOCK_BYTES_U64 - 512;
+            export.options.mode = mode;
+            export.options.order = order;
+            export.options.dirty_bytes_max = None;
+            // Waiting for an origin that never works again ends.
+            export.options.wait_ns_max = 2_000_000_000;
+            ExportScenario { starts_empty: false, shares_power: false, ..export }
+        };
+        scenario.exports = match self {
+            Self::Strict => vec![export(0, Mode::Writeback, Order::Strict)],
+            Self::Relaxed => vec![export(0, Mode::Writeback, Order::Relaxed)],
+            Self::Writethrough => vec![export(0, Mode::Writethrough, Order::Strict)],
+            Self::TwoExports => vec![
+                export(0, Mode::Writeback, Order::Strict),
+                export(1, Mode::Writeback, Order::Relaxed),
+            ],
+            Self::EagerDestage => {
+                scenario.config.destage_high_percent = 1;
+                scenario.config.destage_idle_ns = 100_000;
+                let eager = export(0, Mode::Writeback, Order::Strict);
+                vec![ExportScenario { shares_power: true, ..eager }]
+            }
+        };
+    }
+}
+
+impl Case {
+    /// Its world, with no failure but the chosen one.
+    #[must_use]
+    pub fn scenario(self) -> Scenario {
+        let seed = 100 * self.workload as u64 + self.setting as u64;
+        let mut scenario = Scenario::draw(seed);
+        scenario.unit_bytes = 512;
+        scenario.extra_log_segments = 0;
+        scenario.config = Config {
+            requests_max: crate::scenario::REQUESTS_MAX,
+            destage_age_ns: 1_000_000_000,
+            destage_idle_ns: 50_000_000,
+            ..Config::default()
+        };
+        self.setting.apply(&mut scenario);
+        scenario.mix = self.workload.mix();
+        scenario.faults =
+            Faults { verify_percent: 100, kill_percent: 40, stop_percent: 20, ..Faults::default() };
+        scenario.probing = Probing::default();
+        // Each life has all its steps.
+        scenario.churns = true;
+        scenario.lives = 2;
+        scenario.steps_max = self.workload.steps();
+        (scenario.clients, scenario.batch_max) = (2, 4);
+        (scenario.device_ns, scenario.origin_ns, scenario.turn_ns) = (50_000, 500_000, 1_000);
+        scenario
+    }
+
+    /// Runs it with one chosen failure, or none.
+    #[must_use]
+    pub fn run<C: Core>(self, chosen: Option<ChosenFailure>, sink: Sink) -> Report {
+        run_scenario::<C>(Scenario { chosen_failure: chosen, ..self.scenario() }, sink)
+    }
+}
+
+/// What came of a case with each of its I/Os failing.
 #[derive(Clone, Debug, Default)]
 pub struct Failures {
+    /// I/Os while serving, and operations of restarts.
+    pub ios: [u64; 2],
     /// Runs with a failure in them.
     pub runs: u64,
     /// Those in which the failure made any difference to what happened.
     pub felt: u64,
-    /// Those that broke a promise, with what failed.
-    pub broken: Vec<(ChosenFailure, Report)>,
+    /// Those that broke a promise, with what failed; of a run without a failure, nothing.
+    pub broken: Vec<(Option<ChosenFailure>, Report)>,
 }
 
-/// Runs the scenario of a seed with every `stride`th of its I/Os failing.
+/// Runs a case with every `stride`th of its I/Os failing, once and for ever.
 #[must_use]
-pub fn fail_each<C: Core>(seed: u64, stride: usize) -> Failures {
-    let base = run_scenario::<C>(scenario(seed), Sink::Digest);
-    let mut failures = Failures::default();
-    let counts = [(false, base.tally.ios), (true, base.tally.recovery_ios)];
-    for (in_recovery, count) in counts {
+pub fn fail_each<C: Core>(case: Case, stride: usize) -> Failures {
+    let base = case.run::<C>(None, Sink::Digest);
+    let ios = [base.tally.ios, base.tally.recovery_ios];
+    let mut failures = Failures { ios, ..Failures::default() };
+    for (in_recovery, count) in [false, true].into_iter().zip(ios) {
         for first in (1..=count).step_by(stride) {
             for for_ever in [false, true] {
-                let chosen = ChosenFailure { first, for_ever, in_recovery };
-                let report = run_chosen::<C>(seed, chosen, Sink::Digest);
+                let chosen = Some(ChosenFailure { first, for_ever, in_recovery });
+                let report = case.run::<C>(chosen, Sink::Digest);
                 failures.runs += 1;
                 failures.felt += u64::from(report.digest != base.digest);
                 if report.result.is_err() {
@@ -55,11 +240,8 @@ pub fn fail_each<C: Core>(seed: u64, stride: usize) -> Failures {
             }
         }
     }
+    if base.result.is_err() {
+        failures.broken.push((None, base));
+    }
     failures
-}
-
-/// Runs the scenario of a seed with one chosen failure.
-#[must_use]
-pub fn run_chosen<C: Core>(seed: u64, chosen: ChosenFailure, sink: Sink) -> Report {
-    run_scenario::<C>(Scenario { chosen_failure: Some(chosen), ..scenario(seed) }, sink)
 }

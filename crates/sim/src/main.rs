@@ -4,7 +4,9 @@ use ringfence_cache::Engine;
 #[cfg(feature = "canary")]
 use ringfence_cache::canary;
 use ringfence_sim::exhaustive::exhaust;
+use ringfence_sim::failures::{self, Case};
 use ringfence_sim::run::{Report, run_many, run_seed};
+use ringfence_sim::scenario::ChosenFailure;
 use ringfence_sim::trace::Sink;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,6 +16,7 @@ const USAGE: &str = "usage: ringfence-sim SEED [--trace]
        ringfence-sim --worlds N | --minutes M [--first SEED] [--threads N] [--keep FILE]
                      [--canary RULE]
        ringfence-sim --exhaustive LENGTH [--threads N]
+       ringfence-sim --failures [--case NAME [--io N [--for-ever] [--in-recovery] [--trace]]]
 
 --canary breaks a rule of the log on purpose and ends with the first world that fails; it needs a
 build with the feature `canary`.";
@@ -27,6 +30,14 @@ struct Options {
     minutes: Option<u64>,
     first: Option<u64>,
     threads: Option<usize>,
+    /// Fail each I/O of the cases in turn.
+    failures: bool,
+    /// Only of this case.
+    case: Option<String>,
+    /// Only this I/O.
+    io: Option<u64>,
+    for_ever: bool,
+    in_recovery: bool,
     /// A file that failing seeds are appended to.
     keep: Option<String>,
     /// The rule to break.
@@ -58,6 +69,11 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
             }
             "--canary" => options.canary = u8::try_from(number(value()?)?).ok(),
             "--exhaustive" => options.exhaustive = Some(number(value()?)?),
+            "--failures" => options.failures = true,
+            "--case" => options.case = Some(value()?),
+            "--io" => options.io = Some(number(value()?)?),
+            "--for-ever" => options.for_ever = true,
+            "--in-recovery" => options.in_recovery = true,
             "--keep" => options.keep = Some(value()?),
             _ if options.seed.is_none() => options.seed = Some(number(argument)?),
             _ => return Err(format!("{argument} is not known")),
@@ -79,6 +95,9 @@ fn main() -> ExitCode {
     {
         eprintln!("{error}");
         return ExitCode::from(2);
+    }
+    if options.failures {
+        return fail_ios(&options);
     }
     if let Some(seed) = options.seed {
         return replay(seed, options.trace);
@@ -141,6 +160,39 @@ fn run_exhaustive(length: u32, threads: usize) -> ExitCode {
         start.elapsed().as_secs_f64(),
     );
     if exhausted.broken.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Fails each I/O of each case in turn, or one of one, and says what came of it.
+fn fail_ios(options: &Options) -> ExitCode {
+    let wanted = |case: &Case| options.case.as_ref().is_none_or(|name| *name == case.to_string());
+    let (mut runs, mut broken, mut all) = (0, 0, 0);
+    for case in failures::cases().filter(wanted) {
+        if let Some(first) = options.io {
+            let Options { for_ever, in_recovery, trace, .. } = *options;
+            let sink = if trace { Sink::Print } else { Sink::Digest };
+            let chosen = ChosenFailure { first, for_ever, in_recovery };
+            let report = case.run::<Engine>(Some(chosen), sink);
+            println!("{case}: {:?}", report.result);
+            return if report.result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        }
+        let found = failures::fail_each::<Engine>(case, 1);
+        let [serving, recovering] = found.ios;
+        println!(
+            "{case}: {serving} I/Os serving, {recovering} recovering, {} runs, {} of them changed \
+             by the failure, {} broken",
+            found.runs,
+            found.felt,
+            found.broken.len()
+        );
+        for (chosen, report) in &found.broken {
+            println!("  {chosen:?}: {:?}", report.result);
+        }
+        runs += found.runs;
+        broken += found.broken.len();
+        all += 1;
+    }
+    println!("{all} cases, {runs} runs with one I/O failing, {broken} broken");
+    if broken == 0 && all > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs many worlds and says what came of them.
