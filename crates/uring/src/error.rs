@@ -102,6 +102,20 @@ pub enum RuntimeError {
         /// Why, and what to do.
         reason: String,
     },
+    /// The server cannot be connected to.
+    #[error("{address} cannot be reached: {source}")]
+    Connect {
+        /// What was given.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The device cannot be attached or detached.
+    #[error("{what}")]
+    Attach {
+        /// Why, and what to do.
+        what: String,
+    },
     /// An argument that is out of range.
     #[error("{what}")]
     Argument {

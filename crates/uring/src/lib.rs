@@ -4,6 +4,7 @@
 //! [`Runtime`] is the whole public interface; the Node-API binding wraps it.
 
 pub mod allocation;
+pub mod attach;
 #[cfg(feature = "napi")]
 mod binding;
 mod clock;

@@ -50,11 +50,11 @@ impl Signal {
 ///
 /// # Errors
 /// When the system has no thread to give.
-pub fn spawn_quiet(
+pub fn spawn_quiet<T: Send + 'static>(
     name: &str,
     stack_bytes: usize,
-    body: impl FnOnce() + Send + 'static,
-) -> io::Result<JoinHandle<()>> {
+    body: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
     // SAFETY: both sets are valid places; a zeroed set is what `sigfillset` initialises. The
     // mask is inherited by the new thread and then put back.
     unsafe {

@@ -210,12 +210,11 @@ fn run<C: Core>(
     if let Some(cpu) = start.cpu {
         pin(cpu);
     }
-    lock_stack();
-    lock_text();
+    // Whether locking is permitted at all was seen when the reserve was locked.
+    let _seen = lock_stack() & lock_text();
     // Devices stay open, and with that locked, as long as the ring.
     let devices = (start.cache.take(), std::mem::take(&mut start.origins));
     let counters = shared.counters.clone();
-    // Whether locking is permitted at all was seen when the reserve was locked.
     let (built, _locked) = allocation::locking(|| build(start, &devices, shared, commands, events));
     let mut ring = match built {
         Ok(ring) => ring,
@@ -299,21 +298,22 @@ fn pin(cpu: u32) {
 }
 
 /// Touches and locks the stack that the loop will use: a page fault there would be an allocation.
+/// Whether it could be locked.
 #[inline(never)]
-fn lock_stack() {
+pub fn lock_stack() -> bool {
     let mut stack = [0_u8; STACK_LOCKED_BYTES];
     for at in (0..stack.len()).step_by(4096) {
         // SAFETY: inside the array. Volatile, or the compiler would leave it out.
         unsafe { stack.as_mut_ptr().add(at).write_volatile(1) };
     }
     // SAFETY: the pages are the calling thread's stack; locking changes no content.
-    unsafe { libc::mlock(stack.as_ptr().cast(), stack.len()) };
+    unsafe { libc::mlock(stack.as_ptr().cast(), stack.len()) == 0 }
 }
 
 /// Locks the program's own text: a page of it that was dropped would have to be read from a disk
-/// that may be ours. Where locking is not permitted, the guard for the reserve says so.
-fn lock_text() {
-    let here = lock_text as fn() as usize;
+/// that may be ours. Whether it could be locked.
+pub fn lock_text() -> bool {
+    let here = lock_text as fn() -> bool as usize;
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
     let range = |line: &str| {
         let (range, rest) = line.split_once(' ')?;
@@ -323,8 +323,8 @@ fn lock_text() {
         rest.starts_with("r-x").then_some((start, end))
     };
     let text = maps.lines().filter_map(range).find(|(start, end)| (*start..*end).contains(&here));
-    if let Some((start, end)) = text {
+    text.is_some_and(|(start, end)| {
         // SAFETY: the mapping that this function runs from; locking changes no content.
-        unsafe { libc::mlock(start as *const libc::c_void, end - start) };
-    }
+        unsafe { libc::mlock(start as *const libc::c_void, end - start) == 0 }
+    })
 }

@@ -10,6 +10,7 @@
 #![cfg_attr(test, allow(dead_code, reason = "napi's macros register nothing in tests"))]
 
 mod check;
+mod client;
 mod engine;
 mod error;
 mod options;
