@@ -10,9 +10,6 @@ export type Address =
 /** The kernel's limit for the path of a Unix socket, without its final zero byte. */
 export const UNIX_PATH_BYTES_MAX = 107;
 
-/** See {@link attachCommand}: twice the default of an export's `wait`. */
-const ATTACH_TIMEOUT_SECONDS = 60;
-
 /**
  * Parses `unix:PATH` or `HOST:PORT`; an IPv6 host stands in brackets.
  *
@@ -60,21 +57,19 @@ export function nbdUri(address: Address, exportName: string): string {
 }
 
 /**
- * The command that attaches an export and, with nbd-client 3.27 or later, survives a restart of
- * the daemon: `-persist` hands the kernel a new connection, over netlink. Older ones take the same
- * command and attach, but leave; `docs/operations.md` says what to do with these.
+ * The command that attaches an export and keeps it attached while the daemon restarts.
  *
- * Only with `-timeout` does the kernel keep requests that were in flight when the connection broke
- * and send them again. It also ends a connection that does not answer for so long, so it is well
- * above what a write may wait for room in the cache.
+ * @param command how `ringfence` is called where the reader is
  */
-export function attachCommand(address: Address, exportName: string): string {
-  const place =
-    address.kind === 'unix'
-      ? `-unix ${shellQuoted(address.path)}`
-      : `${shellQuoted(reachableHost(address.host))} ${address.port}`;
-  const options = `-name ${shellQuoted(exportName)} -persist -timeout ${ATTACH_TIMEOUT_SECONDS}`;
-  return `nbd-client ${place} /dev/nbd0 ${options}`;
+export function attachCommand(command: string, address: Address, exportName: string): string {
+  const place = shellQuoted(formatAddress(reachable(address)));
+  return `${shellQuoted(command)} attach ${shellQuoted(exportName)} --connect ${place}`;
+}
+
+/** Where a client of this machine connects to. */
+export function reachable(address: Address): Address {
+  if (address.kind === 'unix') return address;
+  return { ...address, host: reachableHost(address.host) };
 }
 
 /** A daemon that listens everywhere is reached here, at least, on the loopback address. */

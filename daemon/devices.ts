@@ -91,23 +91,35 @@ export async function refuseDeviceInUse(device: Device, role: Role): Promise<voi
     if (holder === null) return;
     throw ringfenceError('RF_DEVICE_HELD', [role, device.path, holder]);
   }
+  const use = await findUse(device, role);
+  if (use === null) return;
+  const code = use.by === 'mount' ? 'RF_DEVICE_MOUNTED' : 'RF_DEVICE_HELD';
+  throw ringfenceError(code, [role, device.path, use.what]);
+}
+
+/** Who uses a block device, in words: a mount or a swap, or a holder's name. */
+export interface DeviceUse {
+  readonly by: 'mount' | 'holder';
+  readonly what: string;
+}
+
+/**
+ * Who uses a block device; null where nobody does.
+ *
+ * @throws `RF_DEVICE_UNREADABLE`
+ */
+export async function findUse(device: Device, role: Role): Promise<DeviceUse | null> {
   const numbers = await withPartitions(device.number ?? '');
   const mounts = parseMountinfo(await readFile('/proc/self/mountinfo', 'utf8'));
   const mount = mounts.find(({ number }) => numbers.includes(number));
-  if (mount !== undefined) {
-    const where = `it is mounted on ${mount.mountPoint}`;
-    throw ringfenceError('RF_DEVICE_MOUNTED', [role, device.path, where]);
-  }
+  if (mount !== undefined) return { by: 'mount', what: `it is mounted on ${mount.mountPoint}` };
   const swap = await swapOn(numbers);
-  if (swap !== null) {
-    throw ringfenceError('RF_DEVICE_MOUNTED', [role, device.path, `${swap} is swapped to`]);
-  }
+  if (swap !== null) return { by: 'mount', what: `${swap} is swapped to` };
   for (const number of numbers) {
     const [holder] = await readdir(`/sys/dev/block/${number}/holders`).catch(() => []);
-    if (holder === undefined) continue;
-    throw ringfenceError('RF_DEVICE_HELD', [role, device.path, `/dev/${holder}`]);
+    if (holder !== undefined) return { by: 'holder', what: `/dev/${holder}` };
   }
-  await openExclusively(device, role);
+  return (await opensExclusively(device, role)) ? null : { by: 'holder', what: 'another program' };
 }
 
 /** What a device calls itself, or at least what it is. */
@@ -244,14 +256,13 @@ async function lockHolder(realPath: string): Promise<string | null> {
 }
 
 /** Catches what has no other trace, such as another daemon or a file system's own device list. */
-async function openExclusively(device: Device, role: Role): Promise<void> {
+async function opensExclusively(device: Device, role: Role): Promise<boolean> {
   try {
     const handle = await open(device.realPath, constants.O_RDONLY | constants.O_EXCL);
     await handle.close();
+    return true;
   } catch (error) {
-    if (codeOf(error) === 'EBUSY') {
-      throw ringfenceError('RF_DEVICE_HELD', [role, device.path, 'another program'], error);
-    }
+    if (codeOf(error) === 'EBUSY') return false;
     throw ringfenceError('RF_DEVICE_UNREADABLE', [role, device.path, reasonOf(error)], error);
   }
 }

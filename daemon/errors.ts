@@ -174,6 +174,21 @@ export const ERRORS = {
   RF_NOT_DAMAGED: failed(
     (name: string) => `Destaging of "${name}" does not stand still: there is nothing to resolve.`,
   ),
+  RF_NBD_DEVICE: refused(
+    (text: string) => `"${text}" is not a device of the nbd driver: write /dev/nbdN.`,
+  ),
+  RF_NEGOTIATION: failed(
+    (address: string, reason: string) => `The server at ${address} cannot be used: ${reason}.`,
+  ),
+  RF_ATTACH: failed(
+    (name: string, reason: string) => `The export "${name}" cannot be attached: ${reason}.`,
+  ),
+  RF_DETACH: failed((device: string, reason: string) => `${device} is not detached: ${reason}.`),
+  RF_STAYS_ATTACHED: failed(
+    (device: string, use: string) =>
+      `${device} stays attached, with nobody to mend its connection: ${use}; ` +
+      'run the same "ringfence attach" again, or stop what uses it and "ringfence detach" it.',
+  ),
   RF_ACTION: failed((action: string, reason: string) => `The ${action} failed: ${reason}.`),
   RF_NOT_READY: failed((state: string) => `The daemon is ${state}: try again later.`),
   RF_INTERNAL: failed(

@@ -72,6 +72,8 @@ interface Parts {
   readonly log: Logger;
   state: DaemonState;
   session: Session | null;
+  /** Where clients connect to, as bound. */
+  nbd: readonly Address[];
   control: ControlServer | null;
   metrics: MetricsServer | null;
   /** The engine's part of stopping, once it has begun. */
@@ -94,7 +96,7 @@ export async function startDaemon(
 ): Promise<Daemon> {
   const parts: Parts = {
     ...{ config, log, layout: native.counterLayout(), state: 'starting' },
-    ...{ session: null, control: null, metrics: null },
+    ...{ session: null, nbd: [], control: null, metrics: null },
     ...{ engineStopped: null, stopped: null, onStopped: () => undefined },
   };
   const stopped = new Promise<void>((resolve, reject) => {
@@ -115,6 +117,7 @@ export async function startDaemon(
     const session = await openSession(config, native, log);
     parts.session = session;
     const nbd = signal.aborted ? [] : config.listen.map((place) => listen(session.engine, place));
+    parts.nbd = nbd;
     if (signal.aborted) await stop(parts, `${signal.reason}`);
     else parts.state = 'serving';
     signal.addEventListener('abort', () => {
@@ -207,7 +210,7 @@ function damagedExport(parts: Parts, slot: number | null): string | null {
 
 function currentStatus(parts: Parts): Status {
   const { engine } = serving(parts);
-  return buildStatus(parts.config, engine.opened, takeSnapshot(engine, parts.layout));
+  return buildStatus(parts.config, engine.opened, takeSnapshot(engine, parts.layout), parts.nbd);
 }
 
 function metricSource({ session, state, layout }: Parts): MetricSource | null {

@@ -7,6 +7,8 @@
  * optional property, events drained in batches.
  */
 
+import type { NativeClient } from './attach/native.ts';
+
 /** A connection, as the ring names it; never used twice in the life of an engine. */
 export type ConnectionId = number;
 
@@ -258,7 +260,7 @@ export interface CheckReport {
 }
 
 /** The native module. */
-export interface Native {
+export interface Native extends NativeClient {
   /** Formats a device or file; destroys what is on it. Errors are sentences. */
   format(path: string, segmentBytes: bigint): Promise<CacheDescription>;
   /** Reads what a cache holds without changing it; null when the device holds no cache. */

@@ -1,6 +1,7 @@
 /** What `status --json` says: the shape is fixed, byte counts are integers. */
 
 import { type Snapshot, segmentCounts } from '../metrics/counters.ts';
+import { type Address, formatAddress } from './addresses.ts';
 import type { Config } from './config.ts';
 import type { Mode, Order } from './exports.ts';
 import type { Guard, NativeOpened } from './native.ts';
@@ -67,6 +68,8 @@ export interface Status {
     Record<string, { readonly up: boolean; readonly advice: string | null }>
   >;
   readonly exports: readonly ExportStatus[];
+  /** Where clients connect to, as bound. */
+  readonly listen: readonly string[];
 }
 
 /** Puts the status together from what was configured, found at start, and counted. */
@@ -74,6 +77,7 @@ export function buildStatus(
   config: Pick<Config, 'cache' | 'exports' | 'connectionsMax'>,
   opened: NativeOpened,
   snapshot: Snapshot,
+  listen: readonly Address[],
 ): Status {
   const segments = segmentCounts(snapshot);
   return {
@@ -110,6 +114,7 @@ export function buildStatus(
         origin: { uri: given.origin, state: originState(snapshot, found.slot) },
       };
     }),
+    listen: listen.map(formatAddress),
   };
 }
 

@@ -3,8 +3,10 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { EXIT_REFUSED, toRingfenceError } from '../errors.ts';
+import { addAttachCommand } from './attach.ts';
 import { addCheckCommand } from './check.ts';
 import { type Context, processContext } from './context.ts';
+import { addDetachCommand } from './detach.ts';
 import { addDoctorCommand } from './doctor.ts';
 import { addDrainCommand } from './drain.ts';
 import { addFlushCommand } from './flush.ts';
@@ -33,6 +35,8 @@ export function buildProgram(context: Context): Command {
   addDrainCommand(program, context);
   addResolveCommand(program, context);
   addStopCommand(program, context);
+  addAttachCommand(program, context);
+  addDetachCommand(program, context);
   addDoctorCommand(program, context);
   addCheckCommand(program, context);
   return program;

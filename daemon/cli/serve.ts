@@ -20,10 +20,11 @@ import {
 } from '../config.ts';
 import { parseExport } from '../exports.ts';
 import { type Daemon, startDaemon } from '../lifecycle.ts';
-import { createLog, errorFields, type Logger } from '../log.ts';
+import { createLog } from '../log.ts';
 import { formatSize, parseDurationMs, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
 import { collectedBy, oneOf, parsedBy, wholeNumber } from './options.ts';
+import { watchProcess } from './watch.ts';
 
 /** CPUs that Linux can number. */
 const CPU_MAX = 8191;
@@ -147,53 +148,12 @@ async function serve(config: Config, context: Context): Promise<void> {
   if (failure !== null) throw failure;
 }
 
-/** Signals that end the daemon orderly; a terminal that hangs up is one of them. */
-const SIGNALS = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
-
-/** What ends the daemon from outside its own logic. */
-interface ProcessWatch {
-  /** Aborted with the reason. */
-  readonly signal: AbortSignal;
-  /** The exception that nobody caught, if that was it. */
-  failure(): unknown;
-  /** Takes the handlers away again. */
-  unwatch(): void;
-}
-
-/**
- * Turns signals and uncaught exceptions into one orderly stop. After an exception the state of
- * JavaScript is unknown, but the ring's is not: attached clients finish what they asked for.
- */
-function watchProcess(log: Logger): ProcessWatch {
-  const controller = new AbortController();
-  let failure: unknown = null;
-  const onSignal = (name: NodeJS.Signals): void => {
-    if (controller.signal.aborted) log.info({ signal: name }, 'already stopping');
-    controller.abort(name);
-  };
-  const onException = (error: unknown): void => {
-    log.fatal(errorFields(error), 'an exception that nobody caught');
-    failure ??= error;
-    controller.abort('an exception that nobody caught');
-  };
-  for (const name of SIGNALS) process.on(name, onSignal);
-  // Rejections that nobody handles arrive here too.
-  process.on('uncaughtException', onException);
-  return {
-    signal: controller.signal,
-    failure: () => failure,
-    unwatch: () => {
-      for (const name of SIGNALS) process.off(name, onSignal);
-      process.off('uncaughtException', onException);
-    },
-  };
-}
-
 /** What an operator needs to go on: where everything is, and how to attach it. */
 export function servingText(config: Config, { endpoints, opened }: Daemon): string {
+  const command = process.argv[1] ?? 'ringfence';
   const sizes = opened.exports.map(({ name, sizeBytes }) => `"${name}" (${formatSize(sizeBytes)})`);
   const attach = endpoints.nbd.flatMap((address) =>
-    opened.exports.map(({ name }) => `  ${attachCommand(address, name)}`),
+    opened.exports.map(({ name }) => `  ${attachCommand(command, address, name)}`),
   );
   const uris = endpoints.nbd.flatMap((address) =>
     opened.exports.map(({ name }) => `  ${nbdUri(address, name)}`),
@@ -207,7 +167,7 @@ export function servingText(config: Config, { endpoints, opened }: Daemon): stri
     `metrics: ${metrics === null ? 'off; --metrics HOST:PORT turns them on' : pageUrl(metrics)}`,
     `control: ${endpoints.control}`,
     '',
-    'Attach, with a free device; nbd-client 3.27 or later reconnects after a restart:',
+    'Attach, as root; a mounted filesystem survives a restart of the daemon:',
     ...attach,
     '',
     'For libnbd, qemu and fio:',

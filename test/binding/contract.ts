@@ -4,6 +4,12 @@
  */
 import type * as Generated from '#binding';
 import type {
+  NativeAttachEvent,
+  NativeAttachment,
+  NativeAttachOptions,
+  NativeLink,
+} from '../../daemon/attach/native.ts';
+import type {
   CacheDescription,
   CheckFinding,
   CheckReport,
@@ -40,8 +46,11 @@ type Same<A, B> =
 /** Compiles for `true` alone. */
 type Holds<T extends true> = T;
 
-/** The module's functions. The class is compared above; `default` is what imports call it all. */
-type Functions = Omit<typeof Generated, 'NativeEngine' | 'default'>;
+/** The module's functions. Classes are compared above; `default` is what imports call it all. */
+type Functions = Omit<
+  typeof Generated,
+  'NativeEngine' | 'NativeLink' | 'NativeAttachment' | 'default'
+>;
 
 /** One line for each part, so that the compiler's message names the part that drifted. */
 export type Contract = [
@@ -56,6 +65,10 @@ export type Contract = [
   Holds<Same<Generated.NativeOpened, NativeOpened>>,
   Holds<Same<Generated.NativeEvent, NativeEvent>>,
   Holds<Same<Generated.NativeEngine, NativeEngine>>,
+  Holds<Same<Generated.NativeLink, NativeLink>>,
+  Holds<Same<Generated.NativeAttachOptions, NativeAttachOptions>>,
+  Holds<Same<Generated.NativeAttachEvent, NativeAttachEvent>>,
+  Holds<Same<Generated.NativeAttachment, NativeAttachment>>,
   Holds<Same<Functions, Native>>,
 ];
 

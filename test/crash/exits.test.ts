@@ -57,7 +57,7 @@ async function endUnderLoad(daemon: Daemon, judged: Judged, signal: NodeJS.Signa
     Array.from({ length: 4 }, () => connectNbd({ path }, 'disk')),
   );
   let stopping = false;
-  // Requests that arrive while it stops are refused with ESHUTDOWN, which ends a lane.
+  // Requests that come after it has stopped receiving stay unanswered, which ends a lane.
   const load = runLoad(judged, connections, 8, () => false).catch((error: unknown) => {
     if (!stopping) throw error;
   });

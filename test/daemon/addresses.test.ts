@@ -21,13 +21,15 @@ test('what is no address is refused', (t) => {
   t.throws(() => parseTcpAddress('unix:/x'), { code: 'RF_ADDRESS' });
 });
 
-test('the attach command names the export and survives a restart', (t) => {
-  const overTcp = attachCommand(parseAddress('0.0.0.0:10809'), 'disk');
-  t.regex(overTcp, /^nbd-client 127\.0\.0\.1 10809 \/dev\/nbd0 /);
-  t.regex(overTcp, / -name disk .*-persist/);
-  const overUnix = attachCommand(parseAddress('unix:/run/my disks/s'), "it's");
-  t.regex(overUnix, /^nbd-client -unix '\/run\/my disks\/s' \/dev\/nbd0 /);
-  t.true(overUnix.includes(`-name 'it'\\''s' `));
+test('the attach command names the export and an address that can be reached', (t) => {
+  t.is(
+    attachCommand('/opt/bin/ringfence', parseAddress('0.0.0.0:10809'), 'disk'),
+    '/opt/bin/ringfence attach disk --connect 127.0.0.1:10809',
+  );
+  t.is(
+    attachCommand('my bin/ringfence', parseAddress('unix:/run/my disks/s'), "it's"),
+    "'my bin/ringfence' attach 'it'\\''s' --connect 'unix:/run/my disks/s'",
+  );
 });
 
 test('URIs are escaped', (t) => {

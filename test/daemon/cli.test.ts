@@ -239,7 +239,7 @@ test.serial('serve runs until a signal comes, and exits with 0', async (t) => {
   t.regex(self.output, new RegExp(`^NBD: +${socket}$`, 'm'));
   t.regex(self.output, /^metrics: http:\/\/127\.0\.0\.1:[1-9]\d*\/metrics$/m);
   t.true(self.output.includes(`control: ${control}`));
-  const attach = `nbd-client -unix ${folder}/nbd.sock /dev/nbd0 -name disk`;
+  const attach = `attach disk --connect unix:${folder}/nbd.sock\n`;
   t.true(self.output.includes(attach), self.output);
 
   const status = command();
@@ -311,6 +311,7 @@ const STATUS: Status = {
   index: { size_bytes: 0, leaves: 1, leaves_used: 0 },
   guards: { io_flusher: { up: false, advice: 'Give it a capability.' } },
   exports: [],
+  listen: ['unix:/run/x.sock'],
 };
 
 test('status is JSON for programs and a table for people', async (t) => {

@@ -148,7 +148,8 @@ test.serial('the printed addresses are where it listens', async (t) => {
   const output = daemon.background.output();
   const uri = /^ {2}(nbd\+unix:\S+)$/m.exec(output)?.[1] ?? '';
   t.regex(await run('nbdinfo', ['--size', uri]), /^16777216$/m);
-  t.true(output.includes(`nbd-client -unix ${socketPath(daemon.setup)} /dev/nbd0 -name disk `));
+  const attach = `${ringfenceCommand} attach disk --connect unix:${socketPath(daemon.setup)}\n`;
+  t.true(output.includes(attach), output);
   const page = /^metrics: (http:\S+)$/m.exec(output)?.[1] ?? '';
   t.is((await fetch(page)).status, 200);
 });

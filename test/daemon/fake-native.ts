@@ -179,6 +179,15 @@ export function createFakeNative(): FakeNative {
       call('format', path, segmentBytes);
       return { ...DESCRIPTION, segmentBytes };
     },
+    connectNbd: async (address) => {
+      call('connectNbd', address);
+      throw new Error(`${address} cannot be reached: nobody is there`);
+    },
+    attachNbd: async (_link, options) => {
+      call('attachNbd', options);
+      throw new Error('there is no nbd driver here');
+    },
+    detachNbd: async (index) => call('detachNbd', index),
     open: async (options, bell) => {
       openedWith = options;
       call('open', options);

@@ -1,15 +1,17 @@
 /**
  * A filesystem on the guest kernel's NBD client, served by the daemon on the host's loop devices:
- * used, killed between sync and remount, and killed and restarted while mounted and written to.
+ * used, killed between sync and remount, and killed, stopped and restarted while mounted and
+ * written to.
  *
- * `RINGFENCE_GUEST_KILLS` sets how often it is killed under the mounted filesystem (3).
+ * `RINGFENCE_GUEST_KILLS` sets how often it is killed under the mounted filesystem (3), and how
+ * often it is stopped after that.
  */
 
 import { join } from 'node:path';
 import test from 'ava';
 import { firstDifference } from '../support/content.ts';
 import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
-import { projectRoot, run } from '../support/process.ts';
+import { run } from '../support/process.ts';
 import {
   ask,
   type Daemon,
@@ -19,6 +21,7 @@ import {
   freePort,
   killDaemon,
   startDaemon,
+  stopDaemon,
 } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
 import { startGuest } from './machine.ts';
@@ -26,7 +29,8 @@ import {
   fillAndRemount,
   type GuestServer,
   killBetweenSyncAndRemount,
-  killWhileWriting,
+  restartSupervisor,
+  restartWhileWriting,
 } from './scenarios.ts';
 
 const KILLS = Number(process.env.RINGFENCE_GUEST_KILLS ?? 3);
@@ -34,7 +38,7 @@ const ORIGIN_BYTES = 192 * MIB;
 
 // One test, since each scenario goes on with the filesystem that the one before it left.
 test.serial(
-  'a filesystem survives use, a kill before remount, and kills while mounted',
+  'a filesystem survives use, a kill before remount, and kills and restarts while mounted',
   async (t) => {
     t.timeout(600_000);
     const scope = testScope(t);
@@ -51,6 +55,7 @@ test.serial(
       port: setup.tcpPort ?? 0,
       exportName: 'disk',
       kill: () => killDaemon(daemon),
+      stop: () => stopDaemon(daemon),
       start: async () => {
         daemon = await startDaemon(scope, setup);
       },
@@ -65,9 +70,10 @@ test.serial(
     mark('filled, remounted, compared, checked, detached');
     await killBetweenSyncAndRemount(guest, server);
     mark('killed between sync and remount, compared, checked');
-    const reattach = join(projectRoot, 'test', 'guest', 'reattach.py');
-    const files = await killWhileWriting(guest, server, KILLS, reattach);
-    mark(`killed ${KILLS} times while mounted; ${files} files written, compared, checked`);
+    const files = await restartWhileWriting(guest, server, { kills: KILLS, stops: KILLS });
+    mark(`killed and stopped ${KILLS} times each while mounted; ${files} files compared, checked`);
+    await restartSupervisor(guest, server);
+    mark('ringfence attach killed, started again, and ended');
 
     const served = join(folder, 'served');
     await run('nbdcopy', [exportUri(setup, 'disk'), served]);

@@ -2,21 +2,19 @@
 
 import test from 'ava';
 import { MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
-import { projectRoot } from '../support/process.ts';
 import type { Status } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
-import { type Guest, startGuest } from './machine.ts';
+import { type Guest, ringfencePrelude, startGuest } from './machine.ts';
+import { endWriter, startWriter } from './scenarios.ts';
 
-/** Puts Node and the command on the guest's path; the tree is where it is on the host. */
-const PRELUDE = `
-export PATH='${process.execPath.replace(/\/[^/]*$/, '')}':$PATH
-ringfence() { node '${projectRoot}/bin/ringfence' "$@"; }
+const PRELUDE = `${ringfencePrelude}
+ringfence() { node "$RINGFENCE" "$@"; }
 `;
 const CONTROL = '--control /run/control.sock';
 
 async function startInside(guest: Guest): Promise<void> {
   await guest.run(`${PRELUDE}
-    nohup node '${projectRoot}/bin/ringfence' serve --cache /dev/vda --export disk=/dev/vdb \
+    nohup node "$RINGFENCE" serve --cache /dev/vda --export disk=/dev/vdb \
       --listen unix:/run/nbd.sock --metrics 127.0.0.1:9100 ${CONTROL} --reserve 128MiB \
       > /run/daemon.log 2>&1 &
     echo $! > /run/daemon.pid
@@ -37,6 +35,42 @@ function guardsDown(status: Status): string[] {
       return up !== true;
     })
     .map(([measure, guard]) => `${measure}: ${JSON.stringify(guard)}`);
+}
+
+/**
+ * Runs the attach command as `serve` printed it, and restarts the daemon, once by SIGKILL and once
+ * by SIGTERM, under a mounted filesystem that is written to.
+ */
+async function restartUnderPrintedCommand(guest: Guest): Promise<void> {
+  await guest.run(`${PRELUDE}
+    grep -E '^  .* attach disk --connect ' /run/daemon.log | tail -n 1 > /run/printed
+    test -s /run/printed
+    nohup sh /run/printed > /run/attach.log 2>&1 &
+    echo $! > /run/attach.pid
+    for i in $(seq 600); do grep -q 'is attached' /run/attach.log && break; sleep 0.1; done
+    grep '^/dev/nbd0 is attached' /run/attach.log
+    ! grep 'not in place' /run/attach.log
+    mount /dev/nbd0 /mnt`);
+  await startWriter(guest);
+  for (const signal of ['KILL', 'TERM']) {
+    await guest.run(`
+      sleep 2
+      kill -${signal} $(cat /run/daemon.pid)
+      for i in $(seq 200); do kill -0 $(cat /run/daemon.pid) 2>/dev/null || break; sleep 0.1; done
+      ! kill -0 $(cat /run/daemon.pid) 2>/dev/null`);
+    await startInside(guest);
+    // What was on its way when the connection broke is sent again when its time is over.
+    await guest.run(`
+      n=$(wc -l < /run/written)
+      for i in $(seq 1200); do [ $(wc -l < /run/written) -gt $((n + 4)) ] && exit 0; sleep 0.1; done
+      cat /run/attach.log; dmesg | tail -n 20; exit 1`);
+  }
+  await endWriter(guest);
+  await guest.run(`
+    sha256sum --check --quiet /run/sums && umount /mnt && fsck.ext4 -f -n /dev/nbd0
+    kill -TERM $(pgrep -f 'ringfence attach')
+    for i in $(seq 200); do [ -e /sys/block/nbd0/pid ] || exit 0; sleep 0.1; done
+    cat /run/attach.log; exit 1`);
 }
 
 test.serial('in the guest every guard is up, and a filesystem works on the daemon', async (t) => {
@@ -66,6 +100,7 @@ test.serial('in the guest every guard is up, and a filesystem works on the daemo
     umount /mnt && echo 3 > /proc/sys/vm/drop_caches
     mount /dev/nbd0 /mnt && sha256sum --check --quiet /run/sums
     umount /mnt && nbd-client -d /dev/nbd0`);
+  await restartUnderPrintedCommand(guest);
   await guest.run(`${PRELUDE}
     ringfence drain ${CONTROL}
     kill -TERM $(cat /run/daemon.pid)

@@ -13,7 +13,7 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { connect as connectSocket, type Socket } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { type Background, projectRoot, run, startProcess, waitUntil } from '../support/process.ts';
 import type { Scope } from '../support/scope.ts';
 
@@ -33,6 +33,15 @@ const MODULES = [
   'fs/fuse/virtiofs',
   'fs/overlayfs/overlay',
 ] as const;
+
+/**
+ * For scripts that call ringfence: the guest has the host's programs, and the tree where it is on
+ * the host. `node "$RINGFENCE" …` is the command.
+ */
+export const ringfencePrelude = `
+export PATH='${dirname(process.execPath)}':$PATH
+RINGFENCE='${join(projectRoot, 'bin', 'ringfence')}'
+`;
 
 const MEMORY = '2G';
 const BOOT_MS = 120_000;

@@ -2,7 +2,7 @@
 
 import { setTimeout as sleep } from 'node:timers/promises';
 import { waitUntil } from '../support/process.ts';
-import type { Guest } from './machine.ts';
+import { type Guest, ringfencePrelude } from './machine.ts';
 
 /** A server as the scenarios see it. */
 export interface GuestServer {
@@ -10,6 +10,8 @@ export interface GuestServer {
   readonly exportName: string;
   /** SIGKILL, and waits until it is gone. */
   kill(): Promise<void>;
+  /** SIGTERM, and waits until it has ended well. */
+  stop(): Promise<void>;
   /** Starts it, again on the same port. */
   start(): Promise<void>;
 }
@@ -82,31 +84,40 @@ export async function killBetweenSyncAndRemount(guest: Guest, server: GuestServe
   await detach(guest);
 }
 
-/** How often the writer in the guest has written and synced a file. */
-async function filesWritten(guest: Guest): Promise<number> {
-  return Number(await guest.run('wc -l < /run/written'));
+/** Attaches as `ringfence serve` says, and stays. Requests without an answer wait for 2 s. */
+export async function attachForGood(guest: Guest, place: string, name: string): Promise<void> {
+  await guest.run(`${ringfencePrelude}
+    nohup node "$RINGFENCE" attach '${name}' ${DEVICE} --connect '${place}' --timeout 2s \
+      > /run/attach.log 2>&1 &
+    echo $! > /run/attach.pid
+    for i in $(seq 600); do
+      grep -q "^${DEVICE} " /run/attach.log && exit 0
+      kill -0 $(cat /run/attach.pid) || break
+      sleep 0.1
+    done
+    cat /run/attach.log
+    exit 1`);
+}
+
+/** Ends `ringfence attach` with a signal; resolves with what it said since it was started. */
+export async function endAttach(guest: Guest, signal: 'TERM' | 'KILL'): Promise<string> {
+  return guest.run(`
+    kill -${signal} $(cat /run/attach.pid)
+    for i in $(seq 200); do kill -0 $(cat /run/attach.pid) 2>/dev/null || break; sleep 0.1; done
+    ! kill -0 $(cat /run/attach.pid) 2>/dev/null
+    cat /run/attach.log`);
 }
 
 /**
- * Kills and restarts the server `kills` times while the guest writes to the mounted filesystem.
- * Nothing is remounted; every file must be there, whether it was synced or not. Returns how many
- * files the guest wrote.
+ * Starts a writer that writes and syncs files on the mounted filesystem until it is ended, and
+ * beside it one that keeps 16 requests in flight, so that a restart always finds some, and that
+ * gives up at the first error.
  */
-export async function killWhileWriting(
-  guest: Guest,
-  server: GuestServer,
-  kills: number,
-  reattachScript: string,
-): Promise<number> {
-  await attach(guest, server);
+export async function startWriter(guest: Guest): Promise<void> {
   await guest.run(`
-    nohup /usr/bin/python3 '${reattachScript}' 0 ${HOST} ${server.port} '${server.exportName}' 600 \
-      > /run/reattach.log 2>&1 &
-    echo $! > /run/reattach.pid
-    for i in $(seq 100); do grep -q watching /run/reattach.log && break; sleep 0.1; done
-    grep watching /run/reattach.log
     dmesg --clear
-    mount ${DEVICE} /mnt && mkdir -p /mnt/live && : > /run/written && : > /run/failed
+    rm -f /run/enough
+    mkdir -p /mnt/live && : > /run/written && : > /run/failed
     cat > /run/writer.sh <<'END'
 i=0
 while [ ! -e /run/enough ]; do
@@ -119,34 +130,105 @@ while [ ! -e /run/enough ]; do
 done
 END
     nohup sh /run/writer.sh > /run/writer.log 2>&1 &
-    echo $! > /run/writer.pid`);
-  for (let kill = 1; kill <= kills; kill += 1) {
-    const before = await filesWritten(guest);
-    await waitUntil(
-      async () => (await filesWritten(guest)) >= before + 4,
-      () => `the guest stopped writing:\n${guest.console()}`,
-      120_000,
-    );
-    await server.kill();
+    echo $! > /run/writer.pid
+    nohup fio --name=heavy --filename=/mnt/heavy --size=16m --rw=randrw --bs=4k --direct=1 \
+      --ioengine=libaio --iodepth=16 --time_based --runtime=7200 > /run/heavy.log 2>&1 &
+    echo $! > /run/heavy.pid`);
+}
+
+/** Waits until the writer has gone on for some files. */
+async function writerGoesOn(guest: Guest): Promise<void> {
+  const written = async () => Number(await guest.run('wc -l < /run/written'));
+  const before = await written();
+  await waitUntil(
+    async () => (await written()) >= before + 4,
+    () => `the guest stopped writing:\n${guest.console()}`,
+    120_000,
+  );
+}
+
+/** Waits until `ringfence attach` has said so often that the kernel has a new connection. */
+async function attachedAgain(guest: Guest, times: number): Promise<void> {
+  const count = "grep -c 'attached again' /run/attach.log || :";
+  await waitUntil(
+    async () => Number(await guest.run(count)) >= times,
+    () => `the kernel was not attached again:\n${guest.console()}`,
+    60_000,
+  );
+}
+
+/** Ends the writer: nothing failed, every file reads back from the device, no error was logged. */
+export async function endWriter(guest: Guest): Promise<number> {
+  await guest.run(`
+    kill -INT $(cat /run/heavy.pid) || { cat /run/heavy.log; dmesg | tail -n 20; exit 1; }
+    touch /run/enough
+    for pid in $(cat /run/writer.pid /run/heavy.pid); do
+      for i in $(seq 600); do kill -0 $pid 2>/dev/null || break; sleep 0.1; done
+    done
+    ! kill -0 $(cat /run/heavy.pid) 2>/dev/null
+    ! kill -0 $(cat /run/writer.pid) 2>/dev/null
+    if [ -s /run/failed ]; then cat /run/failed /run/writer.log; dmesg | tail -n 20; exit 1; fi
+    sync && ${dropCaches}
+    sha256sum --check --quiet /run/written
+    ! dmesg | grep -E 'I/O error|EXT4-fs error|Remounting filesystem read-only' | grep nbd0`);
+  return Number(await guest.run('wc -l < /run/written'));
+}
+
+/**
+ * Takes the server away and brings it back `kills` times by SIGKILL and `stops` times in the
+ * orderly way, while the guest writes to the mounted filesystem. Nothing is remounted; every file
+ * must be there, whether it was synced or not. Returns how many files the guest wrote.
+ */
+export async function restartWhileWriting(
+  guest: Guest,
+  server: GuestServer,
+  { kills, stops }: { readonly kills: number; readonly stops: number },
+): Promise<number> {
+  await attachForGood(guest, `${HOST}:${server.port}`, server.exportName);
+  await guest.run(`mount ${DEVICE} /mnt`);
+  await startWriter(guest);
+  for (let restart = 1; restart <= kills + stops; restart += 1) {
+    await writerGoesOn(guest);
+    if (restart <= kills) await server.kill();
+    else await server.stop();
     await sleep(500);
     await server.start();
-    await waitUntil(
-      async () => Number(await guest.run('grep -c reattached /run/reattach.log || :')) >= kill,
-      () => `the kernel was not attached again:\n${guest.console()}`,
-    );
+    await attachedAgain(guest, restart);
   }
-  await guest.run(`
-    touch /run/enough
-    for i in $(seq 600); do kill -0 $(cat /run/writer.pid) 2>/dev/null || break; sleep 0.1; done
-    ! kill -0 $(cat /run/writer.pid) 2>/dev/null
-    if [ -s /run/failed ]; then cat /run/failed /run/writer.log; exit 1; fi
-    sync && ${dropCaches}
-    sha256sum --check --quiet /run/written && ${compareFiles}
-    ! dmesg | grep -E 'I/O error|EXT4-fs error|Remounting filesystem read-only' | grep nbd0`);
-  const files = await filesWritten(guest);
-  await guest.run(`
-    umount /mnt && ${checkFilesystem}
-    kill $(cat /run/reattach.pid)`);
-  await detach(guest);
+  await writerGoesOn(guest);
+  const files = await endWriter(guest);
+  await guest.run(`${compareFiles} && umount /mnt && ${checkFilesystem}`);
   return files;
+}
+
+/**
+ * With the filesystem of {@link restartWhileWriting}, still attached: whoever looks after the
+ * device is killed together with the server, started again, told to end while the device is in
+ * use, and told to end when it is not.
+ */
+export async function restartSupervisor(guest: Guest, server: GuestServer): Promise<void> {
+  const place = `${HOST}:${server.port}`;
+  await guest.run(`mount ${DEVICE} /mnt`);
+  await startWriter(guest);
+  await writerGoesOn(guest);
+  await endAttach(guest, 'KILL');
+  await server.kill();
+  await server.start();
+  await attachForGood(guest, place, server.exportName);
+  await guest.run("grep 'was attached already' /run/attach.log");
+  await writerGoesOn(guest);
+  const twice = await guest.runAnyway(`${ringfencePrelude}
+    node "$RINGFENCE" attach '${server.exportName}' --connect '${place}'`);
+  if (twice.exitCode !== 1 || !twice.output.includes('looked after by another')) {
+    throw new Error(`a second supervisor was not refused: ${twice.output}`);
+  }
+  const said = await endAttach(guest, 'TERM');
+  if (!said.includes('RF_STAYS_ATTACHED')) throw new Error(`detached under a mount: ${said}`);
+  await writerGoesOn(guest);
+  await endWriter(guest);
+  await attachForGood(guest, place, server.exportName);
+  await guest.run(`umount /mnt && ${checkFilesystem}`);
+  const end = await endAttach(guest, 'TERM');
+  if (!end.includes('is detached.')) throw new Error(`not detached: ${end}`);
+  await guest.run('test ! -e /sys/block/nbd0/pid');
 }

@@ -133,15 +133,9 @@ impl RequestHeader {
         })
     }
 
-    /// Refuses the request with `error`, whatever it asks for: for a server that is stopping. A
-    /// client that leaves is not refused, since `NBD_CMD_DISC` has no reply.
-    ///
-    /// # Errors
-    /// The refusal; a disconnection where the payload is too large to be consumed.
-    pub fn refuse(&self, error: ErrorCode) -> Result<Request, Rejection> {
-        if self.command == Command::Disconnect {
-            return Ok(Request { cookie: self.cookie, operation: Operation::Disconnect });
-        }
+    /// Refuses the request with `error`; a disconnection where the payload is too large to be
+    /// consumed.
+    fn refuse(&self, error: ErrorCode) -> Result<Request, Rejection> {
         let payload_bytes = match self.command {
             Command::Write => self.length,
             _ => 0,

@@ -240,17 +240,6 @@ fn oversize_reads_overflow_and_oversize_writes_disconnect() {
 }
 
 #[test]
-fn a_stopping_server_refuses_and_stays_in_step() {
-    let write = header(Command::Write, 0, 0, 512).refuse(ErrorCode::Shutdown);
-    let Err(Rejection::Answer(refusal)) = write else { panic!("answers") };
-    assert_eq!((refusal.error, refusal.payload_bytes), (ErrorCode::Shutdown, 512));
-    let read = header(Command::Read, 0, 0, 512).refuse(ErrorCode::Shutdown);
-    assert!(matches!(read, Err(Rejection::Answer(Refusal { payload_bytes: 0, .. }))));
-    let leaving = header(Command::Disconnect, 0, 0, 0).refuse(ErrorCode::Shutdown);
-    assert_eq!(leaving.expect("no reply").operation, Operation::Disconnect);
-}
-
-#[test]
 fn early_errors_of_reads_come_in_chunks_once_negotiated() {
     let bad = header(Command::Read, 0x8000, 0, 512);
     let Err(Rejection::Answer(refusal)) = bad.validate(WRITABLE, ReplyStyle::Structured) else {

@@ -43,6 +43,12 @@ impl NativeLink {
         let link = Arc::clone(&self.link);
         Ok(AsyncTask::new(ExchangeTask { link, bytes: bytes.to_vec(), length }))
     }
+
+    /// Closes the connection, unless it was given away.
+    #[napi]
+    pub fn close(&self) {
+        drop(locked(&self.link).take());
+    }
 }
 
 /// `exchange`.

@@ -1,4 +1,4 @@
-//! The orderly end: no new connections, requests finish, the log is flushed.
+//! The orderly end: no new connections, requests that have arrived finish, the log is flushed.
 
 use super::{Ending, Ring};
 use crate::connection::State;
@@ -12,7 +12,7 @@ use ringfence_cache::{Control, Event, RequestError};
 /// ```
 #[derive(Clone, Copy, Debug)]
 enum Phase {
-    /// Requests in flight finish.
+    /// What has been received is served; nothing more is received.
     Requests,
     /// The engine does its last flush.
     Engine,

@@ -10,7 +10,7 @@ use crate::window::Run;
 use ringfence_cache::limits::{STEP_BYTES_MAX, ZERO_STEP_BYTES_MAX};
 use ringfence_cache::{Buffer, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
-use ringfence_wire::{Cookie, ErrorCode, Operation, Rejection, ReplyStyle, RequestHeader};
+use ringfence_wire::{Cookie, Operation, Rejection, ReplyStyle, RequestHeader};
 use std::os::fd::AsRawFd;
 
 /// What a connection gets per turn before the next one has its chance.
@@ -134,12 +134,9 @@ impl<C: Core> Ring<C> {
             self.begin_closing(slot, "the client sent something that is no request");
             return Progress::Over;
         };
-        let judged = if self.stopping.is_some() {
-            header.refuse(ErrorCode::Shutdown)
-        } else {
-            header.validate(connection.limits, connection.style)
-        };
-        match judged {
+        // While stopping too: what has been received is served, and nothing more is received. An
+        // ESHUTDOWN would be an I/O error to a kernel, which sends again what is not answered.
+        match header.validate(connection.limits, connection.style) {
             Ok(request) => self.begin_request(slot, request),
             Err(Rejection::Disconnect(_)) => {
                 self.begin_closing(slot, "the client sent a write that is too large");
