@@ -93,8 +93,9 @@ export async function refuseDeviceInUse(device: Device, role: Role): Promise<voi
   }
   const use = await findUse(device, role);
   if (use === null) return;
-  const code = use.by === 'mount' ? 'RF_DEVICE_MOUNTED' : 'RF_DEVICE_HELD';
-  throw ringfenceError(code, [role, device.path, use.what]);
+  const fields: [string, string, string] = [role, device.path, use.what];
+  if (use.by === 'mount') throw ringfenceError('RF_DEVICE_MOUNTED', fields);
+  throw ringfenceError('RF_DEVICE_HELD', fields);
 }
 
 /** Who uses a block device, in words: a mount or a swap, or a holder's name. */

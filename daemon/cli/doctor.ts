@@ -15,8 +15,9 @@ import { guardLines, nativeReason, table } from './output.ts';
 const PROGRAMS = [
   ['wipefs', 'needed by "ringfence format": install util-linux'],
   ['lsblk', 'names the model of a device: install util-linux'],
-  ['nbd-client', 'attaches an export as a block device: install nbd-client'],
 ] as const;
+/** Where the kernel's nbd driver shows, loaded or built in. */
+const NBD_DRIVER = '/sys/module/nbd';
 
 /** Adds the verb. */
 export function addDoctorCommand(program: Command, context: Context): void {
@@ -54,6 +55,11 @@ async function systemLines(): Promise<readonly string[]> {
   for (const [name, advice] of PROGRAMS) {
     rows.push([name, (await findProgram(name)) ?? `missing; ${advice}`]);
   }
+  const driver = await access(NBD_DRIVER).then(
+    () => 'loaded',
+    () => 'not loaded; "ringfence attach" needs it: run "modprobe nbd" where exports are attached',
+  );
+  rows.push(['nbd driver', driver]);
   return table(rows);
 }
 

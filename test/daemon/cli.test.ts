@@ -77,6 +77,7 @@ test('help is help, and nothing at all is a mistake', async (t) => {
   t.is(await help.run('--help'), 0);
   for (const verb of [
     ...['format', 'serve', 'status', 'flush', 'drain', 'resolve', 'stop', 'doctor', 'check'],
+    ...['attach', 'detach'],
   ]) {
     t.regex(help.output, new RegExp(`^  ${verb}\\b`, 'm'));
   }
@@ -374,6 +375,44 @@ test('without a daemon every verb that needs one says so', async (t) => {
   }
 });
 
+test('attach asks the daemon where it listens, and says why it cannot reach it', async (t) => {
+  const control = join(await temporaryFolder(t), 'control.sock');
+  const listen = ['0.0.0.0:1', 'unix:/run/x.sock'];
+  const server = await startControlServer(control, async () => ({ ...STATUS, listen }));
+  t.teardown(() => server.close());
+  const asked = command();
+  const exit = await asked.run('attach', 'disk', '--control', control, '--log-level', 'fatal');
+  t.is(exit, 1);
+  t.deepEqual(asked.native.calls, [['connectNbd', 'unix:/run/x.sock']]);
+  t.regex(asked.errors, /at unix:\/run\/x\.sock cannot be used: nobody is there\. \[RF_NEGOT/);
+  const told = command();
+  await told.run('attach', 'disk', '--connect', '0.0.0.0:2', '--log-level', 'fatal');
+  t.deepEqual(told.native.calls, [['connectNbd', '127.0.0.1:2']]);
+  for (const [words, reason] of [
+    [['attach', 'disk', '/dev/sda'], /"\/dev\/sda" is not a device of the nbd driver/],
+    [['attach', 'disk', '--timeout', '500ms'], /"500ms" is not a duration/],
+    [['attach', 'disk', '--block-size', '8192'], /512, 1024, 2048, 4096/],
+  ] as const) {
+    const wrong = command();
+    t.is(await wrong.run(...words), 2);
+    t.regex(wrong.errors, reason);
+  }
+});
+
+test('detach lets go of a device, by force even of one that cannot be looked at', async (t) => {
+  const absent = command();
+  t.is(await absent.run('detach', '/dev/nbd9999'), 1);
+  t.deepEqual(absent.native.calls, []);
+  const forced = command();
+  t.is(await forced.run('detach', '/dev/nbd9999', '--force'), 0);
+  t.deepEqual(forced.native.calls, [['detachNbd', 9999]]);
+  t.is(forced.output, '/dev/nbd9999 is detached.\n');
+  const refused = command();
+  refused.native.failures.set('detachNbd', new Error('it is not attached'));
+  t.is(await refused.run('detach', '/dev/nbd9999', '--force'), 1);
+  t.regex(refused.errors, /^ringfence: \/dev\/nbd9999 is not detached: it is not attached\. /);
+});
+
 test('doctor shows each protection with its advice, and what is on a device', async (t) => {
   const self = command();
   self.native.guards = [
@@ -387,6 +426,7 @@ test('doctor shows each protection with its advice, and what is on a device', as
   t.is(await self.run('doctor', '--cache', await deviceFile(t)), 0);
   t.regex(self.output, /^ +memory_locked +down +Set LimitMEMLOCK=infinity\.$/m);
   t.regex(self.output, /^ +io_uring +up$/m);
+  t.regex(self.output, /^ +nbd driver +(loaded|not loaded; .* "modprobe nbd")/m);
   t.true(self.output.includes(DESCRIPTION.uuid));
   t.regex(self.output, /export "disk" +1 GiB, 8 KiB dirty, origin y/);
 });

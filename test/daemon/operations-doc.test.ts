@@ -22,11 +22,25 @@ function rows(head: readonly string[], cells: readonly (readonly string[])[]): s
   return [line(head), rule, ...cells.map(line)].join('\n');
 }
 
-function optionRows(): string {
+function optionsOf(name: string) {
   const context = { write: () => undefined, writeError: () => undefined, ask: async () => null };
   const program = buildProgram({ ...context, native: createFakeNative });
-  const serve = program.commands.find((verb) => verb.name() === 'serve');
-  const cells = (serve?.options ?? []).map(({ flags, long, description }) => {
+  return program.commands.find((verb) => verb.name() === name)?.options ?? [];
+}
+
+function attachRows(): string {
+  const cells = optionsOf('attach').map(
+    ({ flags, description, defaultValue, defaultValueDescription }) => [
+      `\`${flags}\``,
+      description,
+      `${defaultValueDescription ?? defaultValue ?? ''}`,
+    ],
+  );
+  return rows(['option of `attach`', 'meaning', 'default'], cells);
+}
+
+function optionRows(): string {
+  const cells = optionsOf('serve').map(({ flags, long, description }) => {
     const key = long?.slice(2).replaceAll('-', '_') ?? '';
     return [`\`${flags}\``, key === 'config' ? '' : `\`${key}\``, description];
   });
@@ -54,6 +68,7 @@ function errorRows(): string {
 
 const TABLES: Readonly<Record<string, () => string>> = {
   options: optionRows,
+  attach: attachRows,
   metrics: metricRows,
   errors: errorRows,
 };

@@ -226,8 +226,8 @@ fn lock_device(index: u32) -> Result<UnixListener, RuntimeError> {
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
                 if began.elapsed() >= LOCK_PATIENCE {
                     let what = format!(
-                        "/dev/nbd{index} is looked after by another \"ringfence attach\": stop that \
-                         first, or name another device"
+                        "/dev/nbd{index} is looked after by another \"ringfence attach\": stop \
+                         that first, or name another device"
                     );
                     return Err(RuntimeError::Attach { what });
                 }
