@@ -321,8 +321,8 @@ export interface NativeAttachOptions {
   transmissionFlags: number
   /** Connections to the server, 1 to 16. */
   connections: number
-  /** How long a request may be unanswered before its connection is given up. */
-  timeoutSeconds: number
+  /** How long what was on its way over a broken connection waits before it is sent again. */
+  resendSeconds: number
   /** How long requests wait for a connection before they fail. */
   deadTimeoutSeconds: number
 }

@@ -22,6 +22,8 @@ const EXCHANGES_MAX: usize = 1024;
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_PROBES: u32 = 3;
+/// So is one over which something was sent.
+const UNACKNOWLEDGED_MS_MAX: u32 = 30_000;
 
 /// Where a server is, names resolved.
 #[derive(Clone, Debug)]
@@ -149,6 +151,7 @@ fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<OwnedFd> {
                 sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
                 sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
                 sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
+                sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MS_MAX)?;
                 return Ok(socket);
             }
             Err(error) => last = error,

@@ -43,12 +43,20 @@ const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const REQUEST_BYTES_MAX: usize = 8 << 10;
 /// Larger than any answer: the list of groups of a family, or the state of one device.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
+/// How long a server may take nothing before its connection is given up; above what it may leave
+/// its sockets unread for when it has no room. Never zero: see [`super::link::was_taken`].
+const SEND_TIMEOUT_SECONDS: u64 = 60;
 /// Sockets of one device.
 pub const SOCKETS_MAX: usize = 16;
 const FAMILY: &[u8] = b"nbd\0";
 const GROUP: &[u8] = b"nbd_mc_group\0";
 
 /// How a device is to behave.
+///
+/// A timeout of the driver does three things: it limits how long a socket may take nothing, it
+/// gives up requests without an answer, and it is how often the driver looks at them. Only the
+/// first is wanted as it is: sockets are handed over with it, then requests are freed of it
+/// ([`Netlink::limit_requests`]), and `queue/io_timeout` says how often to look.
 #[derive(Clone, Debug)]
 pub struct DeviceSpec {
     /// The device's number; null lets the kernel choose.
@@ -61,8 +69,8 @@ pub struct DeviceSpec {
     pub block_bytes: u32,
     /// The server's transmission flags.
     pub server_flags: u16,
-    /// How long a request may be unanswered before its connection is given up.
-    pub timeout_seconds: u32,
+    /// How long what was on its way over a broken connection waits before it is sent again.
+    pub resend_seconds: u32,
     /// How long requests wait for a connection before they fail.
     pub dead_timeout_seconds: u32,
 }
@@ -169,6 +177,26 @@ impl Netlink {
         self.ask(|_| ())
     }
 
+    /// Whether requests that are not answered are given up, with their connection, after a while.
+    /// If not, the driver only looks at them from time to time, and sends those again whose
+    /// connection has been replaced: a slow answer is waited for.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn limit_requests(
+        &mut self,
+        index: u32,
+        spec: &DeviceSpec,
+        limited: bool,
+    ) -> io::Result<()> {
+        self.begin(command::RECONFIGURE);
+        self.request.u32(attribute::INDEX, index);
+        let seconds = if limited { SEND_TIMEOUT_SECONDS } else { 0 };
+        self.request.u64(attribute::TIMEOUT, seconds);
+        self.request.text(attribute::BACKEND_IDENTIFIER, &spec.backend);
+        self.ask(|_| ())
+    }
+
     /// Detaches a device: its requests fail, its server is told goodbye.
     ///
     /// # Errors
@@ -197,7 +225,7 @@ impl Netlink {
     }
 
     fn timeouts(&mut self, spec: &DeviceSpec) {
-        self.request.u64(attribute::TIMEOUT, u64::from(spec.timeout_seconds));
+        self.request.u64(attribute::TIMEOUT, SEND_TIMEOUT_SECONDS);
         let dead = u64::from(spec.dead_timeout_seconds);
         self.request.u64(attribute::DEAD_CONN_TIMEOUT, dead);
     }

@@ -22,6 +22,7 @@ use crate::thread::{lock_stack, lock_text};
 use crate::{allocation, guards};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use std::collections::VecDeque;
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
@@ -178,8 +179,8 @@ pub fn attach(link: Link, spec: AttachSpec) -> Result<Attachment, RuntimeError> 
     if spec.connections == 0 || spec.connections as usize > SOCKETS_MAX {
         return Err(RuntimeError::Argument { what: "a device has 1 to 16 connections" });
     }
-    if spec.device.timeout_seconds == 0 {
-        return Err(RuntimeError::Argument { what: "the timeout is at least one second" });
+    if spec.device.resend_seconds == 0 {
+        return Err(RuntimeError::Argument { what: "requests wait at least a second" });
     }
     let early_lock = given.map(lock_device).transpose()?;
     let refused = |error: io::Error| refusal(given, &error);
@@ -267,7 +268,15 @@ fn open(
     };
     let connections = spec.connections;
     let mending = spec.take_over.then(|| Mending::new(Instant::now()));
-    let driver = KernelDriver { netlink, listener, index, spec: spec.device, shared };
+    let mut driver = KernelDriver {
+        netlink,
+        listener,
+        index,
+        look: Look::new(index, spec.device.resend_seconds),
+        spec: spec.device,
+        shared,
+    };
+    driver.be_patient().map_err(refused)?;
     let shared = driver.shared.clone();
     let dead_timeout = Duration::from_secs(u64::from(driver.spec.dead_timeout_seconds));
     Ok(Supervisor { driver, shared, transcript, scratch, connections, dead_timeout, mending })
@@ -310,16 +319,50 @@ trait Driver {
     fn is_attached(&mut self) -> bool;
     /// Offers a connection in place of a dead one; false when none was dead.
     fn give(&mut self, socket: OwnedFd) -> io::Result<bool>;
+    /// Lets requests fail that nobody will answer.
+    fn fail_requests(&mut self);
     /// Detaches the device.
     fn detach(&mut self) -> io::Result<()>;
+}
+
+/// How often the driver looks at requests without an answer: a file of the queue, and what to
+/// write there.
+struct Look {
+    path: CString,
+    milliseconds: String,
+}
+
+impl Look {
+    fn new(index: u32, seconds: u32) -> Self {
+        let path = format!("/sys/block/nbd{index}/queue/io_timeout");
+        let path = CString::new(path).expect("digits and letters");
+        Self { path, milliseconds: format!("{seconds}000") }
+    }
+
+    fn set(&self) -> io::Result<()> {
+        use rustix::fs::{Mode, OFlags, open};
+        let file = open(&*self.path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+        rustix::io::write(&file, self.milliseconds.as_bytes())?;
+        Ok(())
+    }
 }
 
 struct KernelDriver {
     netlink: Netlink,
     listener: Listener,
     index: u32,
+    look: Look,
     spec: DeviceSpec,
     shared: Arc<Shared>,
+}
+
+impl KernelDriver {
+    /// Slow answers are waited for; what was on its way over a connection that has been replaced
+    /// is sent again soon.
+    fn be_patient(&mut self) -> io::Result<()> {
+        self.netlink.limit_requests(self.index, &self.spec, false)?;
+        self.look.set()
+    }
 }
 
 impl Driver for KernelDriver {
@@ -349,7 +392,14 @@ impl Driver for KernelDriver {
     fn give(&mut self, socket: OwnedFd) -> io::Result<bool> {
         hand_over(&socket)?;
         self.netlink.reconfigure(self.index, &self.spec, socket.as_raw_fd())?;
-        Ok(was_taken(&socket))
+        let taken = was_taken(&socket);
+        self.be_patient()?;
+        Ok(taken)
+    }
+
+    fn fail_requests(&mut self) {
+        // Where it is refused they wait on, which loses nothing.
+        let _refused = self.netlink.limit_requests(self.index, &self.spec, true);
     }
 
     fn detach(&mut self) -> io::Result<()> {
@@ -497,6 +547,7 @@ impl<D: Driver> Supervisor<D> {
             && !std::mem::replace(&mut mending.told_failing, true)
         {
             self.shared.tell(AttachEvent::Failing);
+            self.driver.fail_requests();
         }
         mending.again_later();
         self.mending = Some(*mending);

@@ -61,6 +61,7 @@ struct Fake {
     script: VecDeque<Woken>,
     dead: Arc<AtomicU32>,
     attached: bool,
+    failing: bool,
 }
 
 impl Driver for Fake {
@@ -83,6 +84,10 @@ impl Driver for Fake {
         Ok(taken)
     }
 
+    fn fail_requests(&mut self) {
+        self.failing = true;
+    }
+
     fn detach(&mut self) -> io::Result<()> {
         self.attached = false;
         Ok(())
@@ -103,6 +108,7 @@ fn supervisor(link: Link, script: &[Woken], dead: u32, connections: u32) -> Supe
         script: script.iter().copied().collect(),
         dead: Arc::new(AtomicU32::new(dead)),
         attached: true,
+        failing: false,
     };
     Supervisor {
         driver,
@@ -167,6 +173,7 @@ fn what_javascript_negotiates_anew_is_handed_over_and_repeated_from_then_on() {
     supervisor.connection_died();
     supervisor.mend();
     lock(&supervisor.shared.commands).push_back(Command::Renew(after.link()));
+    assert!(supervisor.driver.failing, "what waits may fail");
     assert!(supervisor.obey().is_none(), "the thread goes on");
     supervisor.connection_died();
     supervisor.mend();

@@ -117,8 +117,8 @@ pub struct NativeAttachOptions {
     pub transmission_flags: f64,
     /// Connections to the server, 1 to 16.
     pub connections: f64,
-    /// How long a request may be unanswered before its connection is given up.
-    pub timeout_seconds: f64,
+    /// How long what was on its way over a broken connection waits before it is sent again.
+    pub resend_seconds: f64,
     /// How long requests wait for a connection before they fail.
     pub dead_timeout_seconds: f64,
 }
@@ -131,7 +131,7 @@ fn attach_spec(options: NativeAttachOptions) -> Result<AttachSpec> {
             size_bytes: whole_bigint("sizeBytes", &options.size_bytes)?,
             block_bytes: whole("blockBytes", options.block_bytes)?,
             server_flags: whole("transmissionFlags", options.transmission_flags)?,
-            timeout_seconds: whole("timeoutSeconds", options.timeout_seconds)?,
+            resend_seconds: whole("resendSeconds", options.resend_seconds)?,
             dead_timeout_seconds: whole("deadTimeoutSeconds", options.dead_timeout_seconds)?,
         },
         connections: whole("connections", options.connections)?,
