@@ -27,8 +27,8 @@ export interface NativeAttachOptions {
   readonly transmissionFlags: number;
   /** Connections to the server, 1 to 16. */
   readonly connections: number;
-  /** How long a request may be unanswered before its connection is given up. */
-  readonly timeoutSeconds: number;
+  /** How long what was on its way over a broken connection waits before it is sent again. */
+  readonly resendSeconds: number;
   /** How long requests wait for a connection before they fail. */
   readonly deadTimeoutSeconds: number;
 }

@@ -22,7 +22,7 @@ export interface AttachRequest {
   /** The N of /dev/nbdN; null for any. */
   readonly index: number | null;
   readonly connections: number;
-  readonly timeoutSeconds: number;
+  readonly resendSeconds: number;
   readonly deadTimeoutSeconds: number;
   readonly blockBytes: number;
 }
@@ -95,7 +95,7 @@ export async function attachExport(
     blockBytes: Math.max(request.blockBytes, begin.blockSizes?.minimumBytes ?? 0),
     transmissionFlags: begin.transmissionFlags,
     connections: request.connections,
-    timeoutSeconds: request.timeoutSeconds,
+    resendSeconds: request.resendSeconds,
     deadTimeoutSeconds: request.deadTimeoutSeconds,
   };
   let attachment: NativeAttachment;

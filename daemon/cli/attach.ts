@@ -7,7 +7,6 @@ import { attachExport, BLOCK_BYTES_DEFAULT, SYSTEM } from '../attach/supervision
 import { type Config, LOG_LEVELS } from '../config.ts';
 import { askDaemon } from '../control/client.ts';
 import { ringfenceError } from '../errors.ts';
-import { EXPORT_DEFAULTS } from '../exports.ts';
 import { createLog } from '../log.ts';
 import type { Status } from '../status.ts';
 import { parseDurationMs } from '../units.ts';
@@ -17,11 +16,8 @@ import { watchProcess } from './watch.ts';
 
 /** Sockets that the native part gives a device at most (`attach::SOCKETS_MAX`). */
 const CONNECTIONS_MAX = 16;
-/**
- * Above what a request may wait in the daemon before it gets an error, or a request that waits
- * long would be sent again instead of being answered.
- */
-const TIMEOUT_SECONDS_DEFAULT = EXPORT_DEFAULTS.waitMs / 1000 + 10;
+/** Short enough to go unnoticed; the kernel logs a line for each request that takes longer. */
+const RESEND_SECONDS_DEFAULT = 10;
 const DEAD_TIMEOUT_SECONDS_DEFAULT = 600;
 const BLOCK_SIZES = ['512', '1024', '2048', '4096'] as const;
 
@@ -29,7 +25,7 @@ interface AttachOptions {
   readonly connect?: Address;
   readonly control: string;
   readonly connections: number;
-  readonly timeout: number;
+  readonly resend: number;
   readonly deadTimeout: number;
   readonly blockSize: (typeof BLOCK_SIZES)[number];
   readonly logLevel: Config['logLevel'];
@@ -56,9 +52,9 @@ export function addAttachCommand(program: Command, context: Context): void {
     )
     .addOption(
       durationOption(
-        '--timeout <duration>',
-        'how long a request may be unanswered before it is sent again on a new connection',
-        TIMEOUT_SECONDS_DEFAULT,
+        '--resend <duration>',
+        'how long what was on its way over a broken connection waits before it is sent again',
+        RESEND_SECONDS_DEFAULT,
       ),
     )
     .addOption(
@@ -105,7 +101,7 @@ async function attach(
       exportName,
       index,
       connections: options.connections,
-      timeoutSeconds: options.timeout,
+      resendSeconds: options.resend,
       deadTimeoutSeconds: options.deadTimeout,
       blockBytes: Number(options.blockSize),
     };

@@ -32,7 +32,7 @@ const REQUEST: AttachRequest = {
   exportName: 'disk',
   index: null,
   connections: 1,
-  timeoutSeconds: 40,
+  resendSeconds: 10,
   deadTimeoutSeconds: 600,
   blockBytes: 512,
 };
@@ -137,7 +137,7 @@ test('an export is attached with what its server said', async (t) => {
   const { transmissionFlags = 0, ...options } = fake.options ?? {};
   t.deepEqual(options as unknown, {
     ...{ index: null, takeOver: false, backend: BACKEND, sizeBytes: 1n << 20n },
-    ...{ blockBytes: 512, connections: 1, timeoutSeconds: 40, deadTimeoutSeconds: 600 },
+    ...{ blockBytes: 512, connections: 1, resendSeconds: 10, deadTimeoutSeconds: 600 },
   });
   t.is(transmissionFlags & 0b1101, 0b1101, 'flags, flush and FUA');
   t.true(lines.some(({ measure }) => measure === 'io_flusher'));

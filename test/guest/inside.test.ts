@@ -56,8 +56,8 @@ async function restartUnderPrintedCommand(guest: Guest): Promise<void> {
     await guest.run(`
       sleep 2
       kill -${signal} $(cat /run/daemon.pid)
-      for i in $(seq 200); do kill -0 $(cat /run/daemon.pid) 2>/dev/null || break; sleep 0.1; done
-      ! kill -0 $(cat /run/daemon.pid) 2>/dev/null`);
+      for i in $(seq 600); do kill -0 $(cat /run/daemon.pid) 2>/dev/null || exit 0; sleep 0.1; done
+      cat /run/daemon.log; exit 1`);
     await startInside(guest);
     // What was on its way when the connection broke is sent again when its time is over.
     await guest.run(`

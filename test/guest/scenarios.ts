@@ -84,10 +84,10 @@ export async function killBetweenSyncAndRemount(guest: Guest, server: GuestServe
   await detach(guest);
 }
 
-/** Attaches as `ringfence serve` says, and stays. Requests without an answer wait for 2 s. */
+/** Attaches as `ringfence serve` says, and stays. What was on its way is sent again after 2 s. */
 export async function attachForGood(guest: Guest, place: string, name: string): Promise<void> {
   await guest.run(`${ringfencePrelude}
-    nohup node "$RINGFENCE" attach '${name}' ${DEVICE} --connect '${place}' --timeout 2s \
+    nohup node "$RINGFENCE" attach '${name}' ${DEVICE} --connect '${place}' --resend 2s \
       > /run/attach.log 2>&1 &
     echo $! > /run/attach.pid
     for i in $(seq 600); do

@@ -201,7 +201,8 @@ impl<C: Core> Life<C> {
         });
         self.requests[ticket as usize] = Some(request);
         let export = self.slots[usize::from(export)];
-        let request = Request { ticket: Ticket(ticket), export, command, offset, length };
+        let request =
+            Request { ticket: Ticket(ticket), export, command, offset, length, kept: false };
         self.step(world, Event::Submit(request))
     }
 

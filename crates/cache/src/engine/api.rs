@@ -60,6 +60,10 @@ pub struct Request {
     /// Length in bytes: at most `STEP_BYTES_MAX` for reads and writes, `ZERO_STEP_BYTES_MAX` for
     /// zeroes and trims, zero for a flush. Zero-length requests complete at once.
     pub length: u64,
+    /// Whether what is answered must outlive this process: writes, zeroes and trims complete when
+    /// the device has taken their record, flushed or not. For clients that go on as if nothing had
+    /// happened when the process is killed and started again.
+    pub kept: bool,
 }
 
 impl Request {

@@ -1,11 +1,11 @@
-//! FLUSH and FUA: who waits for a sequence to become durable.
+//! Who waits for a sequence: FLUSH and FUA until it is durable, kept requests until it is written.
 
 use super::Engine;
 use super::api::RequestError;
 use super::step::OpState;
 use super::tables::TicketQueue;
 use crate::config::Mode;
-use crate::units::Ticket;
+use crate::units::{Sequence, Ticket};
 
 impl Engine {
     /// A client's FLUSH: ends its epoch and waits for everything answered so far.
@@ -34,6 +34,19 @@ impl Engine {
         }
     }
 
+    /// The device has taken some records: answer those who waited for that.
+    pub(super) fn records_written(&mut self, first: Sequence, count: u32) {
+        self.log.records_written(first, count);
+        let written = self.log.written();
+        while let Some(ticket) = self.written_waiters.front() {
+            if self.ops[ticket.0 as usize].sequence > written {
+                break;
+            }
+            self.links.pop(&mut self.written_waiters);
+            self.complete(ticket, Ok(()));
+        }
+    }
+
     /// A device flush has ended well: answer those who waited for what it covers.
     pub(super) fn device_flushed(&mut self) {
         self.log.flush_done();
@@ -50,6 +63,8 @@ impl Engine {
     /// Nothing becomes durable any more (rule 32).
     pub(super) fn fail_waiters_of_latch(&mut self) {
         let mut queue = std::mem::take(&mut self.durable_waiters);
+        self.fail_all(&mut queue);
+        let mut queue = std::mem::take(&mut self.written_waiters);
         self.fail_all(&mut queue);
         for slot in self.exports.in_use() {
             self.fail_origin_waiters(slot);

@@ -521,6 +521,11 @@ impl Log {
         exports.record_closed(record.sequence);
     }
 
+    /// Everything up to this sequence is with the device, flushed or not.
+    pub fn written(&self) -> Sequence {
+        self.written
+    }
+
     /// Asks for everything up to a sequence to become durable.
     pub fn want_durable(&mut self, sequence: Sequence) {
         self.wanted = self.wanted.max(sequence);

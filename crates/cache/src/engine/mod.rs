@@ -96,6 +96,8 @@ pub struct Engine {
     /// Requests that wait for a sequence to become durable, in order of sequence.
     durable_waiters: TicketQueue,
     foresight: Foresight,
+    /// Requests that wait until the device has taken their record.
+    written_waiters: TicketQueue,
     admission: Admission,
     destagers: Box<[Destager]>,
     reclaim: Reclaim,

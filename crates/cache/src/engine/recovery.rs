@@ -595,6 +595,7 @@ impl Rebuild {
             link_quota: Quota::new(WAIT_LINKS_PER_EXPORT, links, exports),
             durable_waiters: TicketQueue::default(),
             foresight: Foresight::default(),
+            written_waiters: TicketQueue::default(),
             admission: Admission::new(has_wrapped),
             destagers: (0..plan.destagers).map(destager).collect(),
             reclaim: Reclaim::new(),

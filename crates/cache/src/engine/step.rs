@@ -21,7 +21,7 @@ pub enum OpState {
     Reading,
     /// A partial write that waits for the blocks it is merged with.
     Merging,
-    /// Appended; waits for a flush or for the origin.
+    /// Appended; waits for the device or for the origin.
     Appended,
 }
 
@@ -162,7 +162,7 @@ impl Engine {
             }
             IoOwner::MergeRead { merge, which } => self.merge_read_done(merge, which, result),
             IoOwner::Records { first, count } => match result {
-                Ok(()) => self.log.records_written(Sequence(first), count),
+                Ok(()) => self.records_written(Sequence(first), count),
                 Err(error) => self.latch(error),
             },
             IoOwner::DeviceFlush => match result {

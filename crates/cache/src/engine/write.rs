@@ -308,7 +308,7 @@ impl Engine {
         let (sequence, _) = self.log.open();
         let fua = request.needs_flush();
         let writethrough = self.exports.get(request.export).mode == Mode::Writethrough;
-        if !fua && !writethrough {
+        if !fua && !writethrough && !request.kept {
             return self.complete(ticket, Ok(()));
         }
         let op = &mut self.ops[ticket.0 as usize];
@@ -316,6 +316,10 @@ impl Engine {
         op.sequence = sequence;
         if fua {
             self.exports.end_epoch(request.export, true);
+        }
+        if !fua && !writethrough {
+            self.log.want_closed();
+            return self.links.push(&mut self.written_waiters, ticket);
         }
         self.log.want_durable(sequence);
         if writethrough {

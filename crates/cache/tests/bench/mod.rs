@@ -99,6 +99,8 @@ pub struct Bench {
     pub notices: Vec<Notice>,
     /// What origins were told to do: `write`, `zero` or `flush`, the export, the first block.
     pub origin_log: Vec<(&'static str, u8, u64)>,
+    /// Whether requests ask that what is answered outlives the process.
+    pub kept: bool,
     options: Vec<ExportOptions>,
     engine: Option<Engine>,
     plan: ReservePlan,
@@ -150,6 +152,7 @@ impl Bench {
             faults: Faults::default(),
             notices: Vec::new(),
             origin_log: Vec::new(),
+            kept: false,
             options,
             engine: None,
             plan,
@@ -362,7 +365,14 @@ impl Bench {
             other => other,
         };
         let export = ExportSlot(export);
-        self.step(Event::Submit(Request { ticket, export, command, offset, length }));
+        self.step(Event::Submit(Request {
+            ticket,
+            export,
+            command,
+            offset,
+            length,
+            kept: self.kept,
+        }));
         ticket
     }
 

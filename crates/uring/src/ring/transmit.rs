@@ -326,8 +326,11 @@ impl<C: Core> Ring<C> {
             has_content: false,
             started_ns: self.now.monotonic_ns,
         });
+        // A kernel's client, which knows no structured replies, connects again and goes on as if
+        // nothing had happened: it will never send again what it was told is written.
+        let kept = connection.style == ReplyStyle::Simple;
         let (offset, length) = (step.offset, step.length);
-        self.feed(Event::Submit(Request { ticket, export, command, offset, length }));
+        self.feed(Event::Submit(Request { ticket, export, command, offset, length, kept }));
     }
 
     /// Sends what is ready, receives what there is room for, ends what has ended.

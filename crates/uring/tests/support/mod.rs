@@ -51,7 +51,7 @@ pub struct RamDisk {
 
 impl RamDisk {
     fn execute(&mut self, request: Request) {
-        let Request { ticket, export, command, offset, length } = request;
+        let Request { ticket, export, command, offset, length, .. } = request;
         let disk = &mut self.exports[export.index()];
         let range = offset as usize..(offset + length) as usize;
         let mut result = Ok(());
