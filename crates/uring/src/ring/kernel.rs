@@ -100,9 +100,16 @@ impl Kernel {
     }
 
     /// Empties the table of files: what it holds would stay open, and locked, until the kernel gets
-    /// around to taking the ring apart.
-    pub fn close_files(&self) {
-        let _empty_already = self.uring.submitter().unregister_files();
+    /// around to taking the ring apart. Older kernels (6.1) take the whole table back only when no
+    /// request uses any of it; if one is `stuck` there, the devices are taken out one by one.
+    pub fn close_files(&self, stuck: bool) {
+        if stuck {
+            for place in (file::CACHE..file::LISTENERS).filter(|place| *place != file::WAKE) {
+                let _empty_already = self.set_file(place, -1);
+            }
+        } else {
+            let _empty_already = self.uring.submitter().unregister_files();
+        }
     }
 
     /// Puts a descriptor into the table of files; -1 empties the place.

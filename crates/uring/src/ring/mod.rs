@@ -144,7 +144,8 @@ impl<C: Core> Ring<C> {
         loop {
             self.turn();
             if let Some(outcome) = self.ended() {
-                self.kernel.close_files();
+                self.end_wake();
+                self.kernel.close_files(outcome.stuck);
                 return outcome;
             }
             self.wait();

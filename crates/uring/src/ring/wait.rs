@@ -1,7 +1,7 @@
 //! Between two turns: submitting, spinning, sleeping.
 
 use super::Ring;
-use super::kernel::{Tag, file};
+use super::kernel::{Completion, Tag, file};
 use crate::clock::monotonic_ns;
 use crate::connection::State;
 use crate::core::Core;
@@ -10,6 +10,9 @@ use crate::spin;
 use io_uring::{opcode, types};
 use std::os::fd::AsRawFd;
 use std::sync::atomic::{Ordering, fence};
+
+/// How long the end waits for a read that was just given what it waits for.
+const WAKE_END_NS: u64 = 1_000_000_000;
 
 impl<C: Core> Ring<C> {
     /// Waits until there is something to do.
@@ -135,6 +138,22 @@ impl<C: Core> Ring<C> {
                 self.push_receive(slot);
             } else {
                 self.touch(slot);
+            }
+        }
+    }
+
+    /// Lets the read that listens for commands end, and starts no other: it would keep the table
+    /// of files in use. What else completes now has nobody left who would care.
+    pub(super) fn end_wake(&mut self) {
+        self.shared.command_signal.ring();
+        let limit_ns = monotonic_ns() + WAKE_END_NS;
+        let mut last = [Completion { tag: Tag::Io, index: 0, result: 0 }];
+        while monotonic_ns() < limit_ns {
+            self.kernel.wait(Some(limit_ns));
+            while self.kernel.harvest(&mut last) > 0 {
+                if last[0].tag == Tag::Wake {
+                    return;
+                }
             }
         }
     }
