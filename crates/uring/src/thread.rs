@@ -3,7 +3,7 @@
 use crate::allocation;
 use crate::core::Core;
 use crate::counters::{CounterSource, RingCounters};
-use crate::device::Device;
+use crate::device::{Device, Kind};
 use crate::error::RuntimeError;
 use crate::guards;
 use crate::memory::Mapping;
@@ -244,8 +244,11 @@ fn build<C: Core>(
     let kernel = set_up(&shared, start.connections_max, cache.as_ref(), origins)?;
     let mut targets = vec![None; EXPORTS_MAX].into_boxed_slice();
     for (slot, origin) in origins {
-        targets[slot.index()] =
-            Some(OriginTarget::new(origin.device.size_bytes, origin.whole_blocks_end()));
+        targets[slot.index()] = Some(OriginTarget::new(
+            origin.device.size_bytes,
+            origin.whole_blocks_end(),
+            origin.device.kind == Kind::File,
+        ));
     }
     Ok(Ring::new(Parts {
         core: start.core,

@@ -5,7 +5,7 @@ use super::kernel::{Tag, file};
 use crate::core::Core;
 use crate::counters::OriginOp;
 use crate::memory::Mapping;
-use io_uring::{opcode, types};
+use io_uring::{opcode, squeue, types};
 use ringfence_cache::limits::{DEVICE_IOS_MAX, EXPORTS_MAX};
 use ringfence_cache::quota::Quota;
 use ringfence_cache::units::ExportSlot;
@@ -16,6 +16,7 @@ use std::sync::Arc;
 const ORIGIN_IOS_PER_EXPORT: usize = 1;
 /// Origin requests with the kernel beyond those; more wait here.
 const ORIGIN_IOS_SHARED: usize = 48;
+const NO_FLAGS: squeue::Flags = squeue::Flags::empty();
 /// What a list of I/Os ends with.
 const NO_IO: u32 = u32::MAX;
 /// Zeroes written at a time where an origin cannot be told to make them.
@@ -61,13 +62,20 @@ pub struct OriginTarget {
     whole_blocks_end: u64,
     punch: ZeroMethod,
     keep: ZeroMethod,
+    /// How its reads and writes are submitted.
+    flags: squeue::Flags,
 }
 
 impl OriginTarget {
     /// An origin of this size, whose whole blocks end there.
     #[must_use]
-    pub const fn new(size_bytes: u64, whole_blocks_end: u64) -> Self {
-        Self { size_bytes, whole_blocks_end, punch: ZeroMethod::Punch, keep: ZeroMethod::Range }
+    pub const fn new(size_bytes: u64, whole_blocks_end: u64, is_file: bool) -> Self {
+        // A filesystem may block whoever submits, whatever it was told (FUSE does, once its queue
+        // is full): the kernel's workers may wait for it, the ring may not. Block devices say when
+        // they would block.
+        let flags = if is_file { squeue::Flags::ASYNC } else { squeue::Flags::empty() };
+        let (punch, keep) = (ZeroMethod::Punch, ZeroMethod::Range);
+        Self { size_bytes, whole_blocks_end, punch, keep, flags }
     }
 }
 
@@ -235,8 +243,12 @@ impl<C: Core> Ring<C> {
             io.buffer.part(done, (io.length - io.done) as u32)
         };
         match io.kind {
-            Kind::DeviceRead => self.kernel.push_read(index, file::CACHE, offset, rest(&io)),
-            Kind::DeviceWrite => self.kernel.push_write(index, file::CACHE, offset, rest(&io)),
+            Kind::DeviceRead => {
+                self.kernel.push_read(index, file::CACHE, offset, rest(&io), NO_FLAGS)
+            }
+            Kind::DeviceWrite => {
+                self.kernel.push_write(index, file::CACHE, offset, rest(&io), NO_FLAGS)
+            }
             Kind::DeviceFlush => self.kernel.push_flush(index, file::CACHE),
             Kind::Origin { export, op, may_punch_hole } => {
                 let direct = file::ORIGINS + u32::from(export.0);
@@ -244,10 +256,12 @@ impl<C: Core> Ring<C> {
                     OriginOp::Read | OriginOp::Write => {
                         let (place, length) = self.origin_part(export, offset, io.length - io.done);
                         let part = rest(&io).part(0, length as u32);
+                        let target = self.ios.targets[export.index()];
+                        let flags = target.expect("an export with an origin").flags;
                         if op == OriginOp::Read {
-                            self.kernel.push_read(index, place, offset, part);
+                            self.kernel.push_read(index, place, offset, part, flags);
                         } else {
-                            self.kernel.push_write(index, place, offset, part);
+                            self.kernel.push_write(index, place, offset, part, flags);
                         }
                     }
                     OriginOp::Flush => self.kernel.push_flush(index, direct),
@@ -283,7 +297,8 @@ impl<C: Core> Ring<C> {
                 self.ios.io(index).written_zeroes = true;
                 let entry = opcode::Write::new(types::Fixed(place), zeroes, length as u32)
                     .offset(offset)
-                    .build();
+                    .build()
+                    .flags(target.flags);
                 self.kernel.push(Tag::Io, index, entry);
                 return;
             }

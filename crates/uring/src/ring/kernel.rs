@@ -142,7 +142,14 @@ impl Kernel {
     }
 
     /// Reads a buffer of the reserve from a file.
-    pub fn push_read(&mut self, index: u32, place: u32, offset: u64, buffer: Buffer) {
+    pub fn push_read(
+        &mut self,
+        index: u32,
+        place: u32,
+        offset: u64,
+        buffer: Buffer,
+        flags: squeue::Flags,
+    ) {
         let (address, length) = (self.address(buffer), buffer.length);
         let entry = match self.piece_of(buffer) {
             Some(piece) => opcode::ReadFixed::new(types::Fixed(place), address, length, piece)
@@ -150,11 +157,18 @@ impl Kernel {
                 .build(),
             None => opcode::Read::new(types::Fixed(place), address, length).offset(offset).build(),
         };
-        self.push(Tag::Io, index, entry);
+        self.push(Tag::Io, index, entry.flags(flags));
     }
 
     /// Writes a buffer of the reserve to a file.
-    pub fn push_write(&mut self, index: u32, place: u32, offset: u64, buffer: Buffer) {
+    pub fn push_write(
+        &mut self,
+        index: u32,
+        place: u32,
+        offset: u64,
+        buffer: Buffer,
+        flags: squeue::Flags,
+    ) {
         let (address, length) = (self.address(buffer), buffer.length);
         let entry = match self.piece_of(buffer) {
             Some(piece) => opcode::WriteFixed::new(types::Fixed(place), address, length, piece)
@@ -162,7 +176,7 @@ impl Kernel {
                 .build(),
             None => opcode::Write::new(types::Fixed(place), address, length).offset(offset).build(),
         };
-        self.push(Tag::Io, index, entry);
+        self.push(Tag::Io, index, entry.flags(flags));
     }
 
     fn piece_of(&self, buffer: Buffer) -> Option<u16> {
