@@ -88,7 +88,7 @@ test.serial('flush, drain, status, metrics and stop work on the real thing', asy
 test.serial('the status of the operations page is the real one', async (t) => {
   const daemon = await serve(t);
   const page = readFileSync(join(projectRoot, 'docs', 'operations.md'), 'utf8');
-  const example = /```json\n(.*?)```/s.exec(page)?.[1] ?? '';
+  const example = /^## Status\n.*?```json\n(.*?)```/ms.exec(page)?.[1] ?? '';
   const variable = /^(guards|reserve\.pools)\.\w+/;
   const keys = (status: unknown) => keysOf(status).filter((key) => !variable.test(key));
   t.deepEqual(keys(await readStatus(daemon)).toSorted(), keys(JSON.parse(example)).toSorted());
