@@ -115,7 +115,7 @@ fn write_until(
             let operation = Operation::Write {
                 offset: place + ((REACH_MAX - left) * SECTOR_BYTES) as u64,
                 length: u32::try_from(sectors * SECTOR_BYTES)?,
-                fua: random.below(256) == 0,
+                fua: random.below(2048) == 0,
             };
             batch.extend(encode_request(Cookie(cookie as u64), operation));
             for _ in 0..sectors * SECTOR_BYTES / 4 {
