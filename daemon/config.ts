@@ -52,6 +52,8 @@ export interface Config {
   readonly acceptLoss: boolean;
   /** Memory of the index, or null for as much as the cache device's size asks for. */
   readonly indexBytes: bigint | null;
+  /** Share of the reserve that keeps missed blocks for a second reader. */
+  readonly memoryTierPercent: number;
   readonly logLevel: (typeof LOG_LEVELS)[number];
 }
 
@@ -73,11 +75,14 @@ export const CONFIG_DEFAULTS = {
   destageIdleMs: 500,
   acceptLoss: false,
   indexBytes: null,
+  memoryTierPercent: 10,
   logLevel: 'info',
 } as const satisfies PartialConfig;
 
 /** Connections beyond this would need a reserve of several GiB for their windows alone. */
 export const CONNECTIONS_MAX_LIMIT = 1024;
+/** More would take the memory tier from the log's newest segments, which serve reads too. */
+export const MEMORY_TIER_PERCENT_MAX = 50;
 /** Spinning longer than this costs more than the wake-ups that it saves. */
 export const SPIN_US_MAX = 1000;
 
@@ -131,6 +136,7 @@ export const FILE_SCHEMA = z.strictObject({
   destage_idle: duration.optional(),
   accept_loss: z.boolean().optional(),
   index: size.optional(),
+  memory_tier_percent: z.int().min(0).max(MEMORY_TIER_PERCENT_MAX).optional(),
   log_level: z.enum(LOG_LEVELS).optional(),
   export: z.array(EXPORT_SCHEMA).optional(),
 });
@@ -179,6 +185,7 @@ export function parseConfigFile(file: string, source: string): PartialConfig {
     destageIdleMs: data.destage_idle,
     acceptLoss: data.accept_loss,
     indexBytes: data.index,
+    memoryTierPercent: data.memory_tier_percent,
     logLevel: data.log_level,
     exports: data.export?.map((given) => ({
       name: given.name,

@@ -264,9 +264,10 @@ async function openSession(config: Config, native: Native, log: Logger): Promise
 async function openEngine(config: Config, native: Native, bell: () => void): Promise<NativeEngine> {
   const exports = config.exports.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
   const { reserveBytes, connectionsMax, spinUs, cpu, acceptLoss, indexBytes } = config;
-  const { destageHighPercent, destageAgeMs, destageIdleMs } = config;
+  const { destageHighPercent, destageAgeMs, destageIdleMs, memoryTierPercent } = config;
   const ring = { reserveBytes, connectionsMax, spinUs, cpu, acceptLoss, indexBytes };
-  const options = { ...ring, destageHighPercent, destageAgeMs, destageIdleMs, exports };
+  const destage = { destageHighPercent, destageAgeMs, destageIdleMs };
+  const options = { ...ring, ...destage, memoryTierPercent, exports };
   try {
     return await native.open({ ...options, cachePath: config.cache }, bell);
   } catch (error) {

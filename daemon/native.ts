@@ -45,6 +45,8 @@ export interface NativeOpenOptions {
   readonly acceptLoss: boolean;
   /** Memory of the index; null: as much as the cache device's size asks for. */
   readonly indexBytes: bigint | null;
+  /** Share of the reserve that keeps missed blocks for a second reader, 0 to 50. */
+  readonly memoryTierPercent: number;
   readonly exports: readonly NativeExport[];
 }
 

@@ -301,6 +301,13 @@ const DEVICE_METRICS: readonly MetricDefinition[] = [
 
 const RESERVE_METRICS: readonly MetricDefinition[] = [
   {
+    name: 'ringfence_memory_tier_hits_total',
+    help: 'Blocks of reads that the memory tier had; the cache counts them as hits.',
+    type: 'counter',
+    labels: [],
+    samples: engineSample('tierHits'),
+  },
+  {
     name: 'ringfence_reserve_bytes',
     help: 'Memory of the reserve by pool and by whether it is in use.',
     type: 'gauge',

@@ -424,6 +424,8 @@ export interface NativeOpenOptions {
   acceptLoss: boolean
   /** Memory of the index; null: as much as the cache device's size asks for. */
   indexBytes: bigint | null
+  /** Share of the reserve that keeps missed blocks for a second reader, 0 to 50. */
+  memoryTierPercent: number
   /** What is served. */
   exports: Array<NativeExport>
 }

@@ -15,6 +15,7 @@ import {
   completeConfig,
   defaultControlPath,
   LOG_LEVELS,
+  MEMORY_TIER_PERCENT_MAX,
   readConfigFile,
   SPIN_US_MAX,
 } from '../config.ts';
@@ -29,12 +30,13 @@ import { watchProcess } from './watch.ts';
 /** CPUs that Linux can number. */
 const CPU_MAX = 8191;
 
+const address = (text: string) => formatAddress(parseAddress(text));
+const tcpAddress = (text: string) => formatAddress(parseTcpAddress(text));
+
 /** Adds the verb. */
 export function addServeCommand(program: Command, context: Context): void {
-  const { reserveBytes, connectionsMax, spinUs, logLevel } = CONFIG_DEFAULTS;
+  const { reserveBytes, connectionsMax, spinUs, memoryTierPercent, logLevel } = CONFIG_DEFAULTS;
   const { destageHighPercent, destageAgeMs, destageIdleMs } = CONFIG_DEFAULTS;
-  const address = (text: string) => formatAddress(parseAddress(text));
-  const tcpAddress = (text: string) => formatAddress(parseTcpAddress(text));
   program
     .command('serve')
     .description('serve exports through the cache, in the foreground')
@@ -89,6 +91,12 @@ export function addServeCommand(program: Command, context: Context): void {
       `carry when no client has asked for anything for so long (default: ${destageIdleMs}ms)`,
       parsedBy(parseDurationMs),
     )
+    .option(
+      '--memory-tier-percent <number>',
+      'share of the reserve that keeps missed blocks for a second reader ' +
+        `(default: ${memoryTierPercent})`,
+      wholeNumber(0, MEMORY_TIER_PERCENT_MAX),
+    )
     .option('--accept-loss', 'go on where durable data is damaged, losing what is named')
     .option(
       '--log-level <level>',
@@ -113,6 +121,7 @@ interface ServeOptions {
   readonly destageHigh?: number;
   readonly destageAge?: number;
   readonly destageIdle?: number;
+  readonly memoryTierPercent?: number;
   readonly acceptLoss?: boolean;
   readonly logLevel?: Config['logLevel'];
   readonly config?: string;

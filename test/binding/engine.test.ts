@@ -41,6 +41,7 @@ async function prepared(t: ExecutionContext): Promise<NativeOpenOptions & { fold
     destageIdleMs: 500,
     acceptLoss: false,
     indexBytes: null,
+    memoryTierPercent: 10,
     exports: [{ ...served, dirtyBytesMax: null, waitMs: 1000, originTimeoutMs: 1000 }],
   };
 }

@@ -24,6 +24,7 @@ function options(changes: Partial<NativeOpenOptions>): NativeOpenOptions {
     destageIdleMs: 500,
     acceptLoss: false,
     indexBytes: null,
+    memoryTierPercent: 10,
     exports: [],
     ...changes,
   };

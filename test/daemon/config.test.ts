@@ -27,6 +27,7 @@ destage_age = "30s"
 destage_idle = "250ms"
 accept_loss = true
 index = "32MiB"
+memory_tier_percent = 20
 log_level = "warn"
 
 [[export]]
@@ -59,6 +60,7 @@ test('everything that can be said is read', (t) => {
     destageIdleMs: 250,
     acceptLoss: true,
     indexBytes: 32n << 20n,
+    memoryTierPercent: 20,
     logLevel: 'warn',
     exports: [
       {

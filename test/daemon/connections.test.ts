@@ -43,6 +43,7 @@ async function world(): Promise<World> {
     destageIdleMs: 0,
     acceptLoss: false,
     indexBytes: null,
+    memoryTierPercent: 10,
   };
   const engine = await native.open({ ...options, exports }, () => undefined);
   native.calls.length = 0;
@@ -175,6 +176,7 @@ test('the catalogue has the sizes that the engine found', async (t) => {
     destageIdleMs: 0,
     acceptLoss: false,
     indexBytes: null,
+    memoryTierPercent: 10,
   };
   const engine = await native.open({ ...options, exports }, () => undefined);
   const catalogue = createCatalogue(engine, EXPORTS);

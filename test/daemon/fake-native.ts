@@ -24,6 +24,7 @@ export const LAYOUT: CounterLayout = {
     'leavesUsed',
     'leavesTotal',
     'tablesBytes',
+    'tierHits',
     'ringAllocations',
     'ringPageFaults',
     'ringTurns',

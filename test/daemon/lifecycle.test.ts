@@ -90,6 +90,7 @@ test('the engine is given what was configured', async (t) => {
     ...destage,
     acceptLoss: true,
     indexBytes: 4096n,
+    memoryTierPercent: 10,
   });
   t.deepEqual(exports[1], {
     name: 'image',

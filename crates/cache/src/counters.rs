@@ -49,6 +49,10 @@ counters! {
         MergesUsed = "mergesUsed",
         /// Buffers of fetches in use.
         FetchesUsed = "fetchesUsed",
+        /// Frames of the memory tier in use.
+        TierFramesUsed = "tierFramesUsed",
+        /// Blocks of reads that the memory tier had.
+        TierHits = "tierHits",
         /// Destagers in use.
         DestagersUsed = "destagersUsed",
         /// Superblocks on their way to the device, 0 or 1.
@@ -65,7 +69,8 @@ counters! {
         LeavesUsed = "leavesUsed",
         /// Leaves of the index.
         LeavesTotal = "leavesTotal",
-        /// Memory of the tables beside the reserve: index, checksums, admission.
+        /// Memory of the tables beside the reserve: index, checksums, admission,
+        /// the memory tier's.
         TablesBytes = "tablesBytes",
     }
 }

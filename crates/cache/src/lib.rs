@@ -21,6 +21,7 @@ pub mod quota;
 pub mod reserve;
 mod scan;
 pub mod storage;
+mod tier;
 pub mod units;
 
 pub use check::{

@@ -143,6 +143,8 @@ pub struct ReservePlan {
     pub merge: Pool,
     /// Ranges on their way from an origin.
     pub fetch: Pool,
+    /// Missed blocks that wait for a second reader. Nothing waits for it: it gives up its oldest.
+    pub memory_tier: Pool,
     /// The images of the newest segments: a window onto the cache device.
     pub log: Pool,
     /// Summary and payload of the segment that is being reclaimed.
@@ -172,6 +174,8 @@ pub struct ReserveShape {
     pub segment_bytes: u64,
     /// Exports that are served.
     pub exports: usize,
+    /// As much of it is the memory tier, as far as the log pool keeps the least that it needs.
+    pub memory_tier_bytes: u64,
 }
 
 /// The reserve is too small for what it has to hold.
@@ -213,6 +217,10 @@ impl ReservePlan {
         let reclaim = pool(summary_bytes + u64::from(limits::RECLAIM_BYTES));
         let destage = pool(destagers * (summary_bytes + u64::from(batch_bytes)));
         let superblock = pool(BLOCK_BYTES_U64);
+        let least = limits::LOG_POOL_SEGMENTS_MIN * segment_bytes;
+        let spare = shape.reserve_bytes.saturating_sub(superblock.offset + BLOCK_BYTES_U64 + least);
+        let tier = shape.memory_tier_bytes.min(spare) / BLOCK_BYTES_U64 * BLOCK_BYTES_U64;
+        let memory_tier = pool(tier);
         let fixed = end;
         let log_segments = shape.reserve_bytes.saturating_sub(fixed) / segment_bytes;
         if log_segments < limits::LOG_POOL_SEGMENTS_MIN {
@@ -227,6 +235,7 @@ impl ReservePlan {
             receive,
             merge,
             fetch,
+            memory_tier,
             log,
             reclaim,
             destage,

@@ -46,6 +46,12 @@ pub trait Core: Sized {
     /// When [`Event::EndOfTurn`] is due even if nothing happens.
     fn deadline_ns(&self) -> Option<u64>;
 
+    /// Blocks of reads that the memory tier had, since it was opened. An engine without one has
+    /// none.
+    fn tier_hits(&self) -> u64 {
+        0
+    }
+
     /// Panics if the state contradicts itself.
     fn check_invariants(&self);
 }

@@ -275,7 +275,9 @@ impl<C: Core> Life<C> {
         world.tally.steps += 1;
         world.trace.mix(world.now_ns);
         self.turn_open = event != Event::EndOfTurn;
+        let tier_hits = self.core.tier_hits();
         self.core.step(event, now(world));
+        world.tally.tier_hits += self.core.tier_hits() - tier_hits;
         while let Some(effect) = self.core.next_effect() {
             self.execute(world, effect)?;
         }

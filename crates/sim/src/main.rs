@@ -220,12 +220,14 @@ fn run(options: &Options) -> ExitCode {
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
     println!(
-        "{} worlds, {} crash points, {} operations, {} laps of the log, {} failures in \
+        "{} worlds, {} crash points, {} operations, {} laps of the log, {} hits of the \
+         memory tier, {} failures in \
          {seconds:.1} s: {:.0} crash points per hour\nfaults: {}",
         summary.worlds,
         tally.crash_points,
         tally.operations,
         tally.laps,
+        tally.tier_hits,
         summary.failures.len(),
         tally.crash_points as f64 * 3600.0 / seconds,
         tally.faults,

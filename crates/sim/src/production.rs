@@ -1,6 +1,7 @@
 //! The production engine as the engine under test: its own calls and nothing in between.
 
 use crate::core::Core;
+use ringfence_cache::counters::Counter;
 use ringfence_cache::{
     Config, Effect, Engine, Event, ExportOptions, FormatOptions, Now, OpenError, OpenedExport,
     Piece, Reserve, ReservePlan, Storage, Ticket,
@@ -41,6 +42,10 @@ impl Core for Engine {
 
     fn deadline_ns(&self) -> Option<u64> {
         self.deadline_ns()
+    }
+
+    fn tier_hits(&self) -> u64 {
+        self.counters().get(Counter::TierHits)
     }
 
     fn check_invariants(&self) {

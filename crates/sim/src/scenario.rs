@@ -132,6 +132,8 @@ pub struct Scenario {
     pub unit_bytes: u64,
     /// The exports.
     pub exports: Vec<ExportScenario>,
+    /// Missed blocks that may wait in memory for a second reader.
+    pub memory_tier_blocks: u64,
     /// What the engine is told.
     pub config: Config,
     /// Clients, each with connections to all exports.
@@ -191,7 +193,11 @@ impl Scenario {
             extra_log_segments: random.pick(&[0, 0, 1, 4]),
             unit_bytes,
             exports,
-            config: draw_config(random),
+            memory_tier_blocks: Random::new(seed ^ 0x71e2).pick(&[0, 1, 8, 64]),
+            config: Config {
+                admits_first_lap: Random::new(seed ^ 0x71e3).percent(50),
+                ..draw_config(random)
+            },
             clients: u32::try_from(random.between(1, 8)).expect("a few"),
             batch_max: random.between(1, 8),
             mix,

@@ -16,6 +16,7 @@ use crate::shared::Shared;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
+use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{
     Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
     ReserveShape,
@@ -46,6 +47,8 @@ pub struct Tally {
     pub device_bytes: u64,
     /// The same, in sizes of the device: how often the log was filled.
     pub laps: u64,
+    /// Blocks of reads that the engine's memory tier had.
+    pub tier_hits: u64,
     /// What went wrong.
     pub faults: FaultCounts,
 }
@@ -61,6 +64,7 @@ impl Tally {
         self.recovery_ios += other.recovery_ios;
         self.device_bytes += other.device_bytes;
         self.laps += other.laps;
+        self.tier_hits += other.tier_hits;
         self.faults.add(&other.faults);
     }
 }
@@ -382,12 +386,16 @@ impl World {
             receive_bytes,
             segment_bytes: SEGMENT_BYTES_MIN,
             exports: self.scenario.exports.len(),
+            memory_tier_bytes: self.scenario.memory_tier_blocks * BLOCK_BYTES_U64,
         };
         let least = ReservePlan::new(&shape);
         let least_bytes = least.expect_err("no reserve is too small").needed_bytes;
         let extra_bytes = self.scenario.extra_log_segments * SEGMENT_BYTES_MIN;
-        ReservePlan::new(&ReserveShape { reserve_bytes: least_bytes + extra_bytes, ..shape })
-            .expect("enough for the least")
+        ReservePlan::new(&ReserveShape {
+            reserve_bytes: least_bytes + extra_bytes + shape.memory_tier_bytes,
+            ..shape
+        })
+        .expect("enough for the least")
     }
 
     /// Reads everything and checks it against what clients were told.

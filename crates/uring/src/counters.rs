@@ -80,7 +80,8 @@ const RING_COUNTERS: [&str; 9] = [
 const DERIVED: [&str; 2] = ["ringAllocations", "ringPageFaults"];
 /// Of each export, after the engine's.
 const EXPORT_EXTRA: [&str; 1] = ["connections"];
-const POOLS: [&str; 7] = ["receive", "merge", "fetch", "log", "reclaim", "destage", "superblock"];
+const POOLS: [&str; 8] =
+    ["receive", "merge", "fetch", "memory_tier", "log", "reclaim", "destage", "superblock"];
 
 /// Upper bounds of the duration buckets: from a write into the reserve to a stuck disk.
 const BUCKETS_NS: [u64; 19] = [
@@ -331,6 +332,7 @@ impl CounterSource {
                 engine(Counter::FetchesUsed) * u64::from(FETCH_BYTES),
                 engine(Counter::FetchWaits),
             ),
+            (plan.memory_tier, engine(Counter::TierFramesUsed) * BLOCK_BYTES_U64, 0),
             // The log pool is a window onto the newest segments: it is in use from the start.
             (plan.log, plan.log.length, engine(Counter::LogWaits)),
             (plan.reclaim, reclaiming * plan.reclaim.length, 0),
@@ -358,6 +360,7 @@ mod tests {
                 receive_bytes: 4 << 20,
                 segment_bytes: 16 << 20,
                 exports: 3,
+                memory_tier_bytes: 16 << 20,
             })
             .expect("a plan"),
             connection_bytes: 1 << 20,

@@ -59,6 +59,7 @@ pub fn open(
         receive_bytes,
         segment_bytes,
         exports: spec.exports.len(),
+        memory_tier_bytes: spec.reserve_bytes / 100 * u64::from(spec.memory_tier_percent),
     })
     .map_err(|error| fail(OpenError::Reserve(error)))?;
     let mapping = Arc::new(Mapping::new(plan.total_bytes())?);
@@ -131,6 +132,7 @@ fn config_of(spec: &OpenSpec) -> Config {
         destage_idle_ns: ns(spec.destage_idle_ms),
         index_bytes: spec.index_bytes,
         accept_loss: spec.accept_loss,
+        admits_first_lap: true,
     }
 }
 

@@ -49,6 +49,8 @@ pub struct OpenSpec {
     pub accept_loss: bool,
     /// Memory of the index; `None`: as much as the cache device's size asks for.
     pub index_bytes: Option<u64>,
+    /// Share of the reserve that keeps missed blocks for a second reader; at most 50.
+    pub memory_tier_percent: u8,
     /// What is served.
     pub exports: Vec<ExportSpec>,
 }

@@ -92,6 +92,7 @@ pub fn start_core<C: Core + Send + 'static>(
         receive_bytes,
         segment_bytes,
         exports: spec.exports.len(),
+        memory_tier_bytes: 0,
     })
     .map_err(|_| RuntimeError::Argument { what: "the reserve is too small" })?;
     let mapping = Arc::new(Mapping::new(plan.total_bytes())?);

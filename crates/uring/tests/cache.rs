@@ -71,6 +71,7 @@ impl Files {
             destage_idle_ms: 500,
             accept_loss: false,
             index_bytes: None,
+            memory_tier_percent: 10,
             exports,
         }
     }

@@ -24,7 +24,7 @@ use crate::canary;
 use crate::counters::ExportCounter;
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::index::{IndexEntry, Place};
-use crate::limits::{BLOCK_BYTES_U32, FETCH_BYTES, SEGMENTS_RESERVED};
+use crate::limits::{BLOCK_BYTES_U32, FETCH_BYTES};
 use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Ticket};
 
 /// Blocks of a window: a bit of a 64-bit set each.
@@ -337,7 +337,7 @@ impl Engine {
     /// Lets fetched blocks into the log, if the policy admits them and there is room to spare.
     fn admit_fetched(&mut self, fetch: u32, content: Buffer) {
         let Fetch { export, window, mut wanted, .. } = *self.fetches.get(fetch);
-        if self.latched || self.stopping || !self.admission.admits(export, window) {
+        if self.latched || self.stopping {
             return;
         }
         // Check and numbering are one step, block by block (rule 10).
@@ -350,11 +350,16 @@ impl Engine {
                 wanted &= !(1 << bit);
             }
         }
-        while wanted != 0 {
-            let first = wanted.trailing_zeros();
-            let blocks = (wanted >> first).trailing_ones();
+        let mut admitted = self.admission.admitted(export, window, wanted);
+        for bit in (0..WINDOW_BLOCKS).filter(|bit| (wanted & !admitted) >> bit & 1 == 1) {
+            let from = blocks_of(content, bit as u32, 1);
+            self.keep_in_memory_tier(export, window * WINDOW_BLOCKS + bit, from);
+        }
+        while admitted != 0 {
+            let first = admitted.trailing_zeros();
+            let blocks = (admitted >> first).trailing_ones();
             self.append_fill(fetch, content, first, blocks);
-            wanted &= u64::MAX.checked_shl(first + blocks).unwrap_or(0);
+            admitted &= u64::MAX.checked_shl(first + blocks).unwrap_or(0);
         }
     }
 
@@ -362,8 +367,7 @@ impl Engine {
         let Fetch { export, window, .. } = *self.fetches.get(fetch);
         let block = window * WINDOW_BLOCKS + u64::from(first);
         let leaves = self.index.leaves_needed(export, block, u64::from(blocks));
-        if self.log.segments_free() <= u64::from(SEGMENTS_RESERVED) + 1
-            || !self.exports.get(export).room_waiters.is_empty()
+        if !self.has_room_to_spare(export)
             || self.ensure_leaves(leaves).is_err()
             || self.ensure_room(1, blocks, Privilege::Ordinary).is_err()
         {
@@ -374,6 +378,7 @@ impl Engine {
         let (address, frames) = self.log.append(&entry, &mut self.reserve);
         self.reserve.copy(blocks_of(content, first, blocks), frames);
         self.log.seal_payload(address, frames, &self.reserve);
+        self.drop_from_memory_tier(export, block, u64::from(blocks));
         for offset in 0..u64::from(blocks) {
             let entry = IndexEntry::stored(address.plus(offset), false);
             self.index.set(export, block + offset, entry).expect("leaves were ensured");

@@ -58,7 +58,9 @@ impl Engine {
         }
         match entry.place() {
             Place::Zero(_) => Source::Zeroes,
-            Place::Missing => Source::Origin,
+            Place::Missing => {
+                self.in_memory_tier(slot, block).map_or(Source::Origin, Source::Frame)
+            }
             Place::Bad(_) => Source::Lost,
             Place::Stored(address) => {
                 self.log.resident(address).map_or(Source::Device(address), Source::Frame)

@@ -26,6 +26,7 @@ mod recovery;
 mod step;
 mod superblock;
 mod tables;
+mod tier;
 mod write;
 
 pub use api::{
@@ -41,6 +42,7 @@ use crate::limits::{BLOCK_BYTES_U32, DEVICE_IOS_MAX, EXPORTS_MAX};
 use crate::policy::Admission;
 use crate::quota::Quota;
 use crate::reserve::{Reserve, ReservePlan};
+use crate::tier::MemoryTier;
 use crate::units::{BLOCK_BYTES_U64, Buffer, Now, Ticket};
 use carried::CarriedTable;
 use control::Waiting;
@@ -99,6 +101,7 @@ pub struct Engine {
     /// Requests that wait until the device has taken their record.
     written_waiters: TicketQueue,
     admission: Admission,
+    tier: MemoryTier,
     destagers: Box<[Destager]>,
     reclaim: Reclaim,
     carried: CarriedTable,
@@ -131,7 +134,9 @@ impl Engine {
     /// lengths, to be locked before serving.
     #[must_use]
     pub fn memory(&self) -> Vec<(*const u8, usize)> {
-        self.index.memory().chain([self.log.memory()]).collect()
+        let tier = self.tier.memory().into_iter().filter(|&(_, length)| length > 0);
+        let tables = self.index.memory().chain([self.log.memory(), self.admission.memory()]);
+        tables.chain(tier).collect()
     }
 
     /// Panics if the state contradicts itself. Slow: for tests and the simulator.
@@ -139,6 +144,7 @@ impl Engine {
         self.log.check_invariants();
         self.index.check_invariants();
         self.check_fetch_invariants();
+        self.check_tier_invariants();
         for slot in self.exports.in_use() {
             let export = self.exports.get(slot);
             assert!(
@@ -179,6 +185,7 @@ impl Engine {
         counters.set(Counter::MergesUsed, self.merges.used() as u64);
         let buffers_used = self.plan.fetch_buffers as usize - self.fetch_buffers.len();
         counters.set(Counter::FetchesUsed, buffers_used as u64);
+        counters.set(Counter::TierFramesUsed, self.tier.used() as u64);
         let total = self.index.leaves_total();
         counters.set(Counter::LeavesUsed, (total - self.index.leaves_free()) as u64);
         counters.set(Counter::LeavesTotal, total as u64);

@@ -62,7 +62,7 @@ impl Engine {
         let mut missing: MissingWindows = [0; WINDOWS_MAX];
         let mut run: Option<DeviceRun> = None;
         let mut zeroes: Option<ZeroRun> = None;
-        let mut hit_blocks = 0;
+        let (mut hit_blocks, mut tier_blocks) = (0, 0);
         for offset in 0..span.blocks {
             let block = span.first + u64::from(offset);
             let place = self.index.get(slot, block).place();
@@ -73,10 +73,16 @@ impl Engine {
                     run.blocks += 1;
                     continue;
                 }
-                Place::Missing => {
-                    note_missing(&mut missing, span, block);
-                    self.progress(ticket).expect(offset, 1);
-                }
+                Place::Missing => match self.in_memory_tier(slot, block) {
+                    Some(frame) => {
+                        tier_blocks += 1;
+                        self.reserve.copy(frame, blocks_of(buffer, offset, 1));
+                    }
+                    None => {
+                        note_missing(&mut missing, span, block);
+                        self.progress(ticket).expect(offset, 1);
+                    }
+                },
                 Place::Stored(address) => {
                     self.index.mark_hit(slot, block);
                     if let Some(frame) = self.log.resident(address) {
@@ -93,8 +99,13 @@ impl Engine {
         if let Some(run) = run {
             self.start_run(ticket, buffer, run);
         }
-        self.counters.add_export(slot, ExportCounter::HitBytes, hit_blocks * BLOCK_BYTES_U64);
+        let all_blocks = hit_blocks + tier_blocks;
+        self.counters.add_export(slot, ExportCounter::HitBytes, all_blocks * BLOCK_BYTES_U64);
         self.start_fetches(ticket, slot, span, &missing);
+        if tier_blocks > 0 {
+            self.counters.add(Counter::TierHits, tier_blocks);
+            self.promote_from_memory_tier(slot, span);
+        }
         self.read_piece_done(ticket);
     }
 
@@ -128,6 +139,7 @@ impl Engine {
         for offset in 0..span.blocks {
             let block = span.first + u64::from(offset);
             match self.index.get(slot, block).place() {
+                Place::Missing if self.in_memory_tier(slot, block).is_some() => {}
                 Place::Missing => note_missing(&mut missing, span, block),
                 Place::Stored(address) if self.log.resident(address).is_none() => {
                     runs += usize::from(next != Some(address));

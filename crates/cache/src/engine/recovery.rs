@@ -33,6 +33,7 @@ use crate::quota::Quota;
 use crate::reserve::{Reserve, ReservePlan};
 use crate::scan::{FoundSegment, LogFacts, Scanner};
 use crate::storage::Storage;
+use crate::tier::MemoryTier;
 use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Now, Sequence};
 use std::sync::Arc;
 use zerocopy::FromZeros;
@@ -596,7 +597,8 @@ impl Rebuild {
             durable_waiters: TicketQueue::default(),
             foresight: Foresight::default(),
             written_waiters: TicketQueue::default(),
-            admission: Admission::new(has_wrapped),
+            admission: Admission::new(has_wrapped || !config.admits_first_lap),
+            tier: MemoryTier::new((plan.memory_tier.length / BLOCK_BYTES_U64) as usize),
             destagers: (0..plan.destagers).map(destager).collect(),
             reclaim: Reclaim::new(),
             carried: CarriedTable::new(self.carried),

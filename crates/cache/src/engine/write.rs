@@ -242,6 +242,7 @@ impl Engine {
 
     /// Enters blocks that a client wrote into the index; leaves were ensured.
     fn index_run(&mut self, slot: ExportSlot, span: Span, address: LogAddress) {
+        self.drop_from_memory_tier(slot, span.first, u64::from(span.blocks));
         self.note_overwriting(slot, span.first, u64::from(span.blocks));
         for offset in 0..u64::from(span.blocks) {
             let entry = IndexEntry::stored(address.plus(offset), true);
@@ -261,6 +262,7 @@ impl Engine {
             self.log.append(&entry, &mut self.reserve);
             let blocks = u64::from(whole.blocks);
             self.note_overwriting(request.export, whole.first, blocks);
+            self.drop_from_memory_tier(request.export, whole.first, blocks);
             self.index
                 .set_run(request.export, whole.first, blocks, IndexEntry::zero(header))
                 .expect("leaves were ensured");

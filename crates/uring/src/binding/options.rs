@@ -82,6 +82,8 @@ pub struct NativeOpenOptions {
     pub accept_loss: bool,
     /// Memory of the index; null: as much as the cache device's size asks for.
     pub index_bytes: Option<BigInt>,
+    /// Share of the reserve that keeps missed blocks for a second reader, 0 to 50.
+    pub memory_tier_percent: f64,
     /// What is served.
     pub exports: Vec<NativeExport>,
 }
@@ -135,6 +137,7 @@ pub fn open_spec(options: NativeOpenOptions) -> napi::Result<OpenSpec> {
             .as_ref()
             .map(|bytes| whole_bigint("indexBytes", bytes))
             .transpose()?,
+        memory_tier_percent: whole("memoryTierPercent", options.memory_tier_percent)?,
         exports: options.exports.into_iter().map(export_spec).collect::<napi::Result<_>>()?,
     })
 }
