@@ -1,6 +1,6 @@
 /** `ringfence format`: makes a cache of a device, and destroys what is on it. */
 
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
 import {
   type Device,
   deviceModel,
@@ -37,14 +37,15 @@ export function addFormatCommand(program: Command, context: Context): void {
     .argument('<device>', 'a block device, or a file that stands for one')
     .option('--yes', 'do not ask')
     .option('--dry-run', 'show what would be destroyed and write nothing')
-    .option(
-      '--segment <size>',
-      'size of a segment, a power of two from 4MiB to 256MiB',
-      parsedBy(parseSizeBytes),
-      SEGMENT_BYTES_DEFAULT,
-    )
+    .addOption(segmentOption())
     .option('--discard-dirty <uuid>', 'lose data of this cache that its origins lack')
     .action((path: string, options: FormatOptions) => format(path, options, context));
+}
+
+function segmentOption(): Option {
+  return new Option('--segment <size>', 'size of a segment, a power of two from 4MiB to 256MiB')
+    .argParser(parsedBy(parseSizeBytes))
+    .default(SEGMENT_BYTES_DEFAULT, formatSize(SEGMENT_BYTES_DEFAULT));
 }
 
 async function format(path: string, options: FormatOptions, context: Context): Promise<void> {

@@ -80,6 +80,9 @@ test('help is help, and nothing at all is a mistake', async (t) => {
     ...['attach', 'detach'],
   ]) {
     t.regex(help.output, new RegExp(`^  ${verb}\\b`, 'm'));
+    const own = command();
+    t.is(await own.run(verb, '--help'), 0, own.errors);
+    t.regex(own.output, new RegExp(`^Usage: ringfence ${verb}\\b`));
   }
   t.is(await command().run('--version'), 0);
   t.is(await command().run(), 2);
