@@ -20,8 +20,10 @@ use zerocopy::little_endian::U64;
 
 /// Segments whose first blocks are read together.
 const BATCH_SEGMENTS: u64 = 64;
-/// Blocks that a walk reads at a time: the longest way from one header to the next.
-const WINDOW_BLOCKS: u32 = RECORD_BLOCKS_MAX as u32 + 1;
+/// Blocks that a walk reads at a time.
+const WINDOW_BLOCKS: u32 = 64;
+/// The longest way from one header to the next: so far is searched for one.
+const SEARCH_BLOCKS: u32 = RECORD_BLOCKS_MAX as u32 + 1;
 
 /// One segment with records.
 #[derive(Debug)]
@@ -350,7 +352,7 @@ impl<'a> Scanner<'a> {
         facts: &mut LogFacts,
     ) -> Result<(), StorageError> {
         let mut searched = 0;
-        while at < self.geometry.payload_blocks && searched < WINDOW_BLOCKS {
+        while at < self.geometry.payload_blocks && searched < SEARCH_BLOCKS {
             self.load(segment, at)?;
             let header = self.header(segment, at).filter(|header| Writer::of(header) == writer);
             let Some(header) = header else {

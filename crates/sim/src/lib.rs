@@ -16,9 +16,11 @@
 //! | [`checker`] | the promises |
 //! | [`run`] | one world or many |
 //! | [`exhaustive`] | every short sequence of operations, with every crash |
+//! | [`bits`] | every bit of a cache flipped, every structure zeroed, swapped and aged |
 //! | [`failures`] | each I/O of a scenario failing in turn |
 //! | [`hang`] | one origin that neither answers nor fails, and exports beside it |
 
+pub mod bits;
 pub mod checker;
 pub mod client;
 pub mod content;

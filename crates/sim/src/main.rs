@@ -1,8 +1,10 @@
-//! `ringfence-sim SEED [--trace]` replays one world; `--worlds N` or `--minutes M` run many.
+//! `ringfence-sim SEED [--trace]` replays one world; `--worlds N` or `--minutes M` run many;
+//! `--bits` damages a small cache in every place.
 
 use ringfence_cache::Engine;
 #[cfg(feature = "canary")]
 use ringfence_cache::canary;
+use ringfence_sim::bits;
 use ringfence_sim::exhaustive::exhaust;
 use ringfence_sim::failures::{self, Case};
 use ringfence_sim::run::{Report, run_many, run_seed};
@@ -17,6 +19,7 @@ const USAGE: &str = "usage: ringfence-sim SEED [--trace]
                      [--canary RULE]
        ringfence-sim --exhaustive LENGTH [--threads N]
        ringfence-sim --failures [--case NAME [--io N [--for-ever] [--in-recovery] [--trace]]]
+       ringfence-sim --bits [--threads N]
 
 --canary breaks a rule of the log on purpose and ends with the first world that fails; it needs a
 build with the feature `canary`.";
@@ -44,6 +47,8 @@ struct Options {
     canary: Option<u8>,
     /// The length of the sequences of which every one is run.
     exhaustive: Option<u64>,
+    /// Damage a small cache in every place.
+    bits: bool,
 }
 
 impl Options {
@@ -61,6 +66,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
         match argument.as_str() {
             "--trace" => options.trace = true,
+            "--bits" => options.bits = true,
             "--worlds" => options.worlds = Some(number(value()?)?),
             "--minutes" => options.minutes = Some(number(value()?)?),
             "--first" => options.first = Some(number(value()?)?),
@@ -104,6 +110,9 @@ fn main() -> ExitCode {
     }
     if let Some(length) = options.exhaustive {
         return run_exhaustive(u32::try_from(length).unwrap_or(u32::MAX), options.threads());
+    }
+    if options.bits {
+        return damage_everything(options.threads());
     }
     if options.worlds.is_none() && options.minutes.is_none() {
         eprintln!("{USAGE}");
@@ -193,6 +202,19 @@ fn fail_ios(options: &Options) -> ExitCode {
     }
     println!("{all} cases, {runs} runs with one I/O failing, {broken} broken");
     if broken == 0 && all > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Damages a small cache in every place and says what came of it.
+fn damage_everything(threads: usize) -> ExitCode {
+    let mut undetected = 0;
+    for scope in [bits::Scope::Whole, bits::Scope::Payload, bits::Scope::Metadata] {
+        let start = Instant::now();
+        let tally = bits::run(scope, threads, |undetected| println!("{undetected}"));
+        let seconds = start.elapsed().as_secs_f64();
+        println!("{scope:?}: {tally} in {seconds:.1} s");
+        undetected += tally.undetected;
+    }
+    if undetected == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Runs many worlds and says what came of them.

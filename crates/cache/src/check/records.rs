@@ -5,7 +5,7 @@ use crate::engine::Survey;
 use crate::error::OpenError;
 use crate::format::{
     Entry, ExportTable, Footer, RecordHeader, SUMMARY_OFFSET, SummaryReader, SummaryRecord,
-    checksum, incarnation_nonce,
+    checksum, incarnation_nonce, is_zero,
 };
 use crate::geometry::LogAddress;
 use crate::index::Place;
@@ -16,6 +16,10 @@ use zerocopy::little_endian::U32;
 
 /// Blocks that are read at a time: more than the largest record.
 const CHUNK_BLOCKS: u32 = 2048;
+
+/// What damage means where the log ends.
+const END_OF_LOG: &str = "the log ends here: what a power cut left unfinished; had it been \
+                          flushed, it would be lost";
 
 /// What a bad block means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +47,16 @@ impl Fate {
             }
         }
     }
+}
+
+/// The block behind the last record of a summary.
+fn end_of_records(summary: &[u8]) -> u32 {
+    let mut reader = SummaryReader::new(summary);
+    let mut end = 0;
+    while let Some((record, _, _)) = reader.next() {
+        end = record.offset_blocks.get() + 1 + u32::from(record.payload_blocks.get());
+    }
+    end
 }
 
 /// Goes over the segments of a log.
@@ -117,6 +131,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             self.footer_padding(segment.segment_use, &footer);
         }
         let summary = self.scanner.summary(segment)?;
+        let end_blocks = end_of_records(&summary);
         let mut reader = SummaryReader::new(&summary);
         let mut chunk = 0..0;
         while let Some((record, entries, sums)) = reader.next() {
@@ -128,7 +143,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             let at = record.offset_blocks.get();
             let end = at + 1 + u32::from(record.payload_blocks.get());
             if at < chunk.start || end > chunk.end {
-                let last = self.scanner.geometry.payload_blocks.min(at + CHUNK_BLOCKS);
+                let last = end_blocks.min(at + CHUNK_BLOCKS);
                 self.chunk.resize((last - at) as usize * BLOCK_BYTES, 0);
                 let offset = self.offset(segment.segment_use, at);
                 self.scanner.storage.read_at(offset, &mut self.chunk)?;
@@ -169,7 +184,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
         let Some(length) = Footer::summary_length(footer) else { return };
         let end = SUMMARY_OFFSET + length;
         let padded = end.next_multiple_of(BLOCK_BYTES).min(footer.len());
-        if footer[end..padded].iter().all(|&byte| byte == 0) {
+        if is_zero(&footer[end..padded]) {
             return;
         }
         let block = u32::try_from(end / BLOCK_BYTES).expect("a small footer");
@@ -298,31 +313,46 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             let mut block = vec![0; BLOCK_BYTES];
             self.scanner.storage.read_at(offset, &mut block)?;
             let segment_use = geometry.segment_use(address);
-            self.end_block(segment_use, at, offset, &block);
+            self.end_block(segment_use, at, offset, &block)?;
         }
         Ok(())
     }
 
-    fn end_block(&mut self, segment_use: u64, at: u32, offset: u64, block: &[u8]) {
+    fn end_block(
+        &mut self,
+        segment_use: u64,
+        at: u32,
+        offset: u64,
+        block: &[u8],
+    ) -> Result<(), OpenError> {
         let superblock = self.scanner.superblock;
         let segment = segment_use % self.scanner.geometry.segments;
-        let meaning = "the log ends here: what a power cut left unfinished; had it been flushed, \
-                       it would be lost";
-        if let Some(header) = self.scanner.header_in(segment, at, block) {
+        if let Some(header) = self.scanner.header_in(segment, at, block).cloned() {
             let is_next = header.incarnation == superblock.incarnation
                 && header.segment_use.get() == segment_use;
-            if is_next {
-                let sequence = header.sequence.get();
-                let problem = format!("record {sequence} has payload that was not written");
-                self.find(Severity::Note, "payload", offset, problem, meaning);
-            }
-            return;
+            return if is_next { self.unwritten_payload(&header, offset) } else { Ok(()) };
         }
         let incarnation = superblock.incarnation.get();
         let nonce = incarnation_nonce(&superblock.secret, incarnation);
         if RecordHeader::resembles(block, &superblock.cache_uuid, offset, nonce) {
             let problem = "a record header was not written whole".into();
-            self.find(Severity::Note, "record header", offset, problem, meaning);
+            self.find(Severity::Note, "record header", offset, problem, END_OF_LOG);
         }
+        Ok(())
+    }
+
+    /// Names the first block of a record at the end that is not what its header says.
+    fn unwritten_payload(&mut self, header: &RecordHeader, offset: u64) -> Result<(), OpenError> {
+        let sums = header.payload_checksums();
+        let mut payload = vec![0; sums.len() * BLOCK_BYTES];
+        self.scanner.storage.read_at(offset + BLOCK_BYTES as u64, &mut payload)?;
+        let mut blocks = sums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
+        let Some(bad) = blocks.position(|(sum, block)| sum.get() != checksum(block)) else {
+            return Ok(());
+        };
+        let problem = format!("record {} was not written whole", header.sequence);
+        let offset = offset + (1 + bad as u64) * BLOCK_BYTES as u64;
+        self.find(Severity::Note, "payload", offset, problem, END_OF_LOG);
+        Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! The export table: names, sizes, origins and layers, outside the log, in two slots.
 
-use super::{Mismatch, checksum, expect_checksum};
+use super::{Mismatch, checksum, expect_checksum, is_zero};
 use crate::config::Uuid;
 use crate::limits::{EXPORT_TABLE_BYTES, EXPORTS_MAX};
 use zerocopy::little_endian::{U16, U32, U64};
@@ -93,7 +93,7 @@ impl ExportRecord {
     fn is_sound(&self) -> bool {
         usize::from(self.name_bytes.get()) <= NAME_BYTES_MAX
             && usize::from(self.origin_bytes.get()) <= ORIGIN_NAME_BYTES_MAX
-            && self.reserved.iter().all(|&byte| byte == 0)
+            && is_zero(&self.reserved)
     }
 }
 
@@ -133,8 +133,8 @@ impl ExportTable {
             return Err(Mismatch::OtherCache);
         }
         let sound = table.exports.iter().all(ExportRecord::is_sound)
-            && table.reserved.iter().all(|&byte| byte == 0)
-            && slot[size_of::<Self>()..].iter().all(|&byte| byte == 0);
+            && is_zero(&table.reserved)
+            && is_zero(&slot[size_of::<Self>()..]);
         if sound { Ok(table) } else { Err(Mismatch::Bounds { field: "reserved", found: 1 }) }
     }
 }

@@ -4,7 +4,7 @@
 //! is in the log pool: destage and reclaim read what a segment holds from there.
 
 use super::record::{ENTRY_BYTES, Entry, RecordHeader, body_bytes, check_body};
-use super::{Mismatch, checksum, expect_checksum, expect_field, incarnation_nonce};
+use super::{Mismatch, checksum, expect_checksum, expect_field, incarnation_nonce, is_zero};
 use crate::config::Uuid;
 use crate::limits::EXPORTS_MAX;
 use zerocopy::little_endian::{U16, U32, U64};
@@ -153,6 +153,9 @@ impl Footer {
         if footer.cache_uuid != *cache_uuid {
             return Err(Mismatch::OtherCache);
         }
+        if !is_zero(&footer.reserved) {
+            return Err(Mismatch::Bounds { field: "reserved", found: 1 });
+        }
         let incarnation = footer.incarnation.get();
         if incarnation > incarnation_max {
             return Err(Mismatch::Bounds { field: "incarnation", found: incarnation });
@@ -199,6 +202,7 @@ impl Footer {
             let blocks = record.payload_blocks.get();
             check_body(body, usize::from(record.entry_count.get()), usize::from(blocks))?;
             expect_field("sequence", record.sequence.get(), sequence)?;
+            expect_field("reserved", record.reserved.get().into(), 0)?;
             expect_field("offset", u64::from(record.offset_blocks.get()), u64::from(offset))?;
             offset += 1 + u32::from(blocks);
             if offset > segment_blocks {

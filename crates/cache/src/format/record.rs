@@ -1,6 +1,6 @@
 //! A record: one header block that says what the payload behind it is.
 
-use super::{Mismatch, checksum, expect_checksum, expect_field};
+use super::{Mismatch, checksum, expect_checksum, expect_field, is_zero};
 use crate::config::Uuid;
 use crate::limits::{EXPORTS_MAX, RECORD_BLOCKS_MAX, RECORD_TARGET_BLOCKS};
 use crate::units::BLOCK_BYTES;
@@ -343,6 +343,10 @@ impl RecordHeader {
             return Err(Mismatch::Bounds { field: "payload blocks", found: blocks as u64 });
         }
         check_body(&header.body, entries, blocks)?;
+        let used = body_bytes(entries, blocks);
+        if !is_zero(&header.reserved) || !is_zero(&header.body[used..]) {
+            return Err(Mismatch::Bounds { field: "reserved", found: 1 });
+        }
         Ok(header)
     }
 }

@@ -1,6 +1,6 @@
 //! The superblock: which cache this is, its shape, and the life it is in.
 
-use super::{Mismatch, checksum, expect_checksum};
+use super::{Mismatch, checksum, expect_checksum, is_zero};
 use crate::config::Uuid;
 use crate::limits::EXPORTS_MAX;
 use crate::units::BLOCK_BYTES;
@@ -98,7 +98,7 @@ impl Superblock {
         }
         expect_checksum(block)?;
         let parsed = Self::read_from_bytes(block).expect("a block long");
-        if parsed.version() == super::FORMAT_VERSION && parsed.reserved.iter().any(|&b| b != 0) {
+        if parsed.version() == super::FORMAT_VERSION && !is_zero(&parsed.reserved) {
             return Err(Mismatch::Bounds { field: "reserved", found: 1 });
         }
         Ok(parsed)
