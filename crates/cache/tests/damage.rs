@@ -232,3 +232,32 @@ fn a_bad_entry_outlives_the_segment_it_is_in() {
     bench.restart();
     assert_eq!(bench.read(2, 3), [Some(3), None, Some(5)]);
 }
+
+#[test]
+fn a_damaged_block_that_reclaim_carried_is_not_served_from_memory() {
+    let mut bench = Bench::new(&[RELAXED, RELAXED]);
+    for block in 0..8 {
+        bench.write_block(block, block as u8 + 1);
+    }
+    bench.flush().expect("flushed");
+    bench.restart();
+    bench.faults.origin_writes_of = Some(0);
+    bench.pass(1_000_000_000);
+    // From here on nobody reads it before reclaim does: the origin is away, and no time passes.
+    bench.disk.damage(4);
+    let reclaimed = |bench: &mut Bench| {
+        bench.engine_counter(ringfence_cache::counters::Counter::SegmentsReclaimed)
+    };
+    for at in 0..100 {
+        if reclaimed(&mut bench) > 0 {
+            break;
+        }
+        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 100).expect("written");
+    }
+    assert!(reclaimed(&mut bench) > 0, "the segment with the block was reclaimed");
+    assert_eq!(bench.counter(ExportCounter::ChecksumErrorsDirty), 0, "nobody has looked yet");
+    assert_eq!(bench.read(2, 3), [Some(3), None, Some(5)]);
+    bench.faults.origin_writes_of = None;
+    bench.pass(10_000_000_000);
+    assert_eq!((bench.origin(0, 2), bench.origin(0, 3), bench.origin(0, 4)), (3, 0xee, 5));
+}

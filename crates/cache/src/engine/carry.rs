@@ -156,6 +156,9 @@ impl Engine {
             // A block that was damaged stays damaged: its checksum goes with it (rule 25).
             let original = self.reclaim.survivors[first + offset as usize].address;
             self.log.keep_checksum(original, address.plus(offset));
+            if !self.reclaim.survivors[first + offset as usize].intact {
+                self.log.note_damaged_copy(address.plus(offset));
+            }
             if is_current {
                 let entry = IndexEntry::stored(address.plus(offset), true);
                 self.index.set(export, block + offset, entry).expect("its leaf is there");

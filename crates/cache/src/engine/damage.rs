@@ -51,6 +51,15 @@ impl Engine {
         (!intact).then_some(Damage::Checksum)
     }
 
+    /// The frame that holds a block, while its image is in the log pool. A damaged block that was
+    /// carried is in none: it is taken from the device, where its damage is found and judged.
+    pub(super) fn resident(&self, address: LogAddress) -> Option<Buffer> {
+        let frame = self.log.resident(address)?;
+        let trusted = !self.log.may_be_damaged_copy(address)
+            || self.log.verify(address, self.reserve.bytes(frame));
+        trusted.then_some(frame)
+    }
+
     /// Decides about a damaged block at `address`, which was read for the second time if `again`.
     pub(super) fn judge_damage(
         &mut self,

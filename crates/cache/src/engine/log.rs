@@ -142,6 +142,8 @@ pub struct Log {
     pub next_use: u64,
     /// Uses below this have no image in the log pool.
     pool_floor: u64,
+    /// One past the last use of a segment that a damaged block was copied to.
+    damaged_end: u64,
     segment: Option<OpenSegment>,
     record: Option<OpenRecord>,
     next_sequence: Sequence,
@@ -200,6 +202,7 @@ impl Log {
             oldest_use: start.oldest_use,
             next_use: start.next_use,
             pool_floor: start.next_use,
+            damaged_end: 0,
             segment: None,
             record: None,
             next_sequence: start.next_sequence,
@@ -450,6 +453,16 @@ impl Log {
     /// Notes for a block that was copied the checksum of its original, right or wrong.
     pub fn keep_checksum(&mut self, original: LogAddress, copy: LogAddress) {
         self.checksums[self.geometry.log_block(copy)] = self.checksum(original);
+    }
+
+    /// A damaged block has been copied to an address: frames are no longer trusted blindly.
+    pub fn note_damaged_copy(&mut self, copy: LogAddress) {
+        self.damaged_end = self.damaged_end.max(self.geometry.segment_use(copy) + 1);
+    }
+
+    /// Whether the frame of an address may hold a damaged copy.
+    pub fn may_be_damaged_copy(&self, address: LogAddress) -> bool {
+        self.geometry.segment_use(address) < self.damaged_end
     }
 
     /// Closes the open record if it has reached its size.

@@ -63,7 +63,7 @@ impl Engine {
             }
             Place::Bad(_) => Source::Lost,
             Place::Stored(address) => {
-                self.log.resident(address).map_or(Source::Device(address), Source::Frame)
+                self.resident(address).map_or(Source::Device(address), Source::Frame)
             }
         }
     }

@@ -85,7 +85,7 @@ impl Engine {
                 },
                 Place::Stored(address) => {
                     self.index.mark_hit(slot, block);
-                    if let Some(frame) = self.log.resident(address) {
+                    if let Some(frame) = self.resident(address) {
                         self.reserve.copy(frame, blocks_of(buffer, offset, 1));
                     } else {
                         run = self.extend_run(ticket, buffer, run, offset, address);
@@ -141,7 +141,7 @@ impl Engine {
             match self.index.get(slot, block).place() {
                 Place::Missing if self.in_memory_tier(slot, block).is_some() => {}
                 Place::Missing => note_missing(&mut missing, span, block),
-                Place::Stored(address) if self.log.resident(address).is_none() => {
+                Place::Stored(address) if self.resident(address).is_none() => {
                     runs += usize::from(next != Some(address));
                     next = Some(address.plus(1));
                     continue;

@@ -332,7 +332,7 @@ impl Engine {
         let mut first = 0;
         while first < self.reclaim.survivors.len() {
             let survivor = self.reclaim.survivors[first];
-            if let Some(frame) = self.log.resident(survivor.address) {
+            if let Some(frame) = self.resident(survivor.address) {
                 self.reserve.copy(frame, blocks_of(staging, first as u32, 1));
                 first += 1;
                 continue;

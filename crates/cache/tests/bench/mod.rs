@@ -78,6 +78,8 @@ pub struct Faults {
     pub origin_reads: bool,
     /// Origin writes and flushes fail.
     pub origin_writes: bool,
+    /// Writes and flushes of this origin alone fail.
+    pub origin_writes_of: Option<u8>,
     /// Writes and flushes of the cache device fail.
     pub device_writes: bool,
     /// Reads of the cache device fail that touch one of these blocks of it.
@@ -295,7 +297,7 @@ impl Bench {
         offset: u64,
         bytes: Vec<u8>,
     ) -> Result<(), IoError> {
-        if self.faults.origin_writes {
+        if self.faults.origin_writes || self.faults.origin_writes_of == Some(export.0) {
             return Err(EIO);
         }
         self.origin_log.push((what, export.0, offset / BLOCK_BYTES_U64));

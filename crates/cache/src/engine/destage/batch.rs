@@ -26,7 +26,7 @@ impl Engine {
             let destager = &self.destagers[index];
             let first = destager.next;
             let item = destager.plan[first];
-            if let Some(frame) = self.log.resident(item.address) {
+            if let Some(frame) = self.resident(item.address) {
                 self.reserve.copy(frame, blocks_of(staging, first as u32, 1));
                 self.destagers[index].next += 1;
                 continue;
@@ -37,7 +37,7 @@ impl Engine {
             let same_segment = |other: &PlanItem| {
                 self.log.geometry.segment_use(other.address)
                     == self.log.geometry.segment_use(item.address)
-                    && self.log.resident(other.address).is_none()
+                    && self.resident(other.address).is_none()
             };
             let run = destager.plan[first..]
                 .iter()
