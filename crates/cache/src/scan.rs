@@ -15,11 +15,14 @@ use crate::limits::{EXPORTS_MAX, RECORD_BLOCKS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX}
 use crate::storage::{ReadPiece, Storage, StorageError};
 use crate::units::BLOCK_BYTES;
 use std::collections::BTreeMap;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use zerocopy::little_endian::U64;
 
-/// Segments whose first blocks are read together.
+/// Segments that are read together, so that not each of them has to be waited for: their first
+/// blocks, and then their summaries.
 const BATCH_SEGMENTS: u64 = 64;
+/// Room that footers which are read together may have.
+const BATCH_FOOTER_BYTES: u64 = 16 << 20;
 /// Blocks that a walk reads at a time.
 const WINDOW_BLOCKS: u32 = 64;
 /// The longest way from one header to the next: so far is searched for one.
@@ -52,6 +55,15 @@ impl FoundSegment {
     #[must_use]
     pub const fn has_footer(&self) -> bool {
         self.footer.is_some()
+    }
+
+    /// Room for what its footer has, in whole blocks; none if it was walked.
+    fn room(&self) -> Vec<u8> {
+        let Some(footer) = self.footer.as_ref().filter(|_| self.walked.is_none()) else {
+            return Vec::new();
+        };
+        let length = SUMMARY_OFFSET + footer.summary_bytes.get() as usize;
+        vec![0; length.next_multiple_of(BLOCK_BYTES)]
     }
 }
 
@@ -165,10 +177,12 @@ impl<'a> Scanner<'a> {
         let mut facts = LogFacts::new(self.superblock);
         let mut found = Vec::new();
         let segments = self.geometry.segments;
+        let mut heads = vec![[[0; BLOCK_BYTES]; 2]; BATCH_SEGMENTS as usize];
         for start in (0..segments).step_by(BATCH_SEGMENTS as usize) {
             let end = segments.min(start + BATCH_SEGMENTS);
-            for (segment, heads) in (start..end).zip(self.read_heads(start, end)?) {
-                found.extend(self.identify(segment, &heads, &mut facts)?);
+            self.read_heads(start..end, &mut heads)?;
+            for (segment, heads) in (start..end).zip(&heads) {
+                found.extend(self.identify(segment, heads, &mut facts)?);
             }
         }
         self.look_for_lost_starts(&found, &mut facts)?;
@@ -179,19 +193,20 @@ impl<'a> Scanner<'a> {
         Ok((found, facts))
     }
 
-    /// The first block and the first block of the footer, of some segments.
-    fn read_heads(&mut self, start: u64, end: u64) -> Result<Vec<[Vec<u8>; 2]>, StorageError> {
+    /// Reads the first block and the first block of the footer, of some segments.
+    fn read_heads(
+        &mut self,
+        segments: Range<u64>,
+        heads: &mut [[[u8; BLOCK_BYTES]; 2]],
+    ) -> Result<(), StorageError> {
         let geometry = self.geometry;
-        let mut heads: Vec<[Vec<u8>; 2]> =
-            (start..end).map(|_| [vec![0; BLOCK_BYTES], vec![0; BLOCK_BYTES]]).collect();
         let mut pieces = Vec::new();
-        for (segment, [header, footer]) in (start..end).zip(&mut heads) {
+        for (segment, [header, footer]) in segments.zip(heads) {
             let offset = |blocks| geometry.device_offset(geometry.address(segment, blocks));
             pieces.push(ReadPiece { offset: offset(0), into: header });
             pieces.push(ReadPiece { offset: offset(geometry.payload_blocks), into: footer });
         }
-        self.storage.read(&mut pieces)?;
-        Ok(heads)
+        self.storage.read(&mut pieces)
     }
 
     fn parse_header<'b>(
@@ -217,7 +232,7 @@ impl<'a> Scanner<'a> {
     fn identify(
         &mut self,
         segment: u64,
-        [header, footer]: &[Vec<u8>; 2],
+        [header, footer]: &[[u8; BLOCK_BYTES]; 2],
         facts: &mut LogFacts,
     ) -> Result<Option<FoundSegment>, StorageError> {
         let header = self.parse_header(segment, 0, header);
@@ -415,28 +430,63 @@ impl<'a> Scanner<'a> {
         Ok(blocks.all(|(sum, block)| sum.get() == checksum(block)))
     }
 
-    /// The records of a found segment in short. A footer whose summary is damaged (torn, when it
+    /// How many segments to ask [`Scanner::summaries`] for.
+    #[must_use]
+    pub fn summaries_at_once(&self) -> usize {
+        let footers = BATCH_FOOTER_BYTES / u64::from(self.geometry.footer_bytes());
+        footers.clamp(1, BATCH_SEGMENTS) as usize
+    }
+
+    /// The records of found segments in short. A footer whose summary is damaged (torn, when it
     /// was being written) is made up for by walking; the segment counts as one without a footer.
     ///
     /// # Errors
     /// When the device cannot be read.
-    pub fn summary(&mut self, found: &mut FoundSegment) -> Result<Vec<u8>, StorageError> {
-        if let Some(walked) = &found.walked {
-            return Ok(walked.summary.clone());
-        }
+    pub fn summaries(
+        &mut self,
+        found: &mut [&mut FoundSegment],
+    ) -> Result<Vec<Vec<u8>>, StorageError> {
         let geometry = self.geometry;
-        let footer = found.footer.as_ref().expect("walked or with a footer");
-        let length = footer.summary_bytes.get() as usize;
-        let mut bytes = vec![0; (SUMMARY_OFFSET + length).next_multiple_of(BLOCK_BYTES)];
-        let segment = found.segment_use % geometry.segments;
-        let address = geometry.address(segment, geometry.payload_blocks);
-        self.storage.read_at(geometry.device_offset(address), &mut bytes)?;
-        let summary = bytes[SUMMARY_OFFSET..SUMMARY_OFFSET + length].to_vec();
-        if footer.check_summary(&summary, geometry.payload_blocks).is_ok() {
-            return Ok(summary);
+        let mut summaries: Vec<Vec<u8>> = found.iter().map(|segment| segment.room()).collect();
+        let mut pieces = Vec::new();
+        for (segment, into) in found.iter().zip(&mut summaries) {
+            let address = geometry.address(segment.segment_use, geometry.payload_blocks);
+            if segment.walked.is_none() {
+                pieces.push(ReadPiece { offset: geometry.device_offset(address), into });
+            }
         }
-        found.walked = self.walk_instead(segment, found)?;
-        Ok(found.walked.as_ref().map(|walked| walked.summary.clone()).unwrap_or_default())
+        self.storage.read(&mut pieces)?;
+        for (segment, summary) in found.iter_mut().zip(&mut summaries) {
+            self.judge_summary(segment, summary)?;
+        }
+        Ok(summaries)
+    }
+
+    /// The same of one segment.
+    ///
+    /// # Errors
+    /// When the device cannot be read.
+    pub fn summary(&mut self, found: &mut FoundSegment) -> Result<Vec<u8>, StorageError> {
+        Ok(self.summaries(&mut [found])?.pop().expect("one for each"))
+    }
+
+    /// Makes a summary of what was read of a footer, or of walking where that is damaged.
+    fn judge_summary(
+        &mut self,
+        found: &mut FoundSegment,
+        summary: &mut Vec<u8>,
+    ) -> Result<(), StorageError> {
+        if found.walked.is_none() {
+            let footer = found.footer.as_ref().expect("walked or with a footer");
+            summary.truncate(SUMMARY_OFFSET + footer.summary_bytes.get() as usize);
+            summary.drain(..SUMMARY_OFFSET);
+            if footer.check_summary(summary, self.geometry.payload_blocks).is_ok() {
+                return Ok(());
+            }
+            found.walked = self.walk_instead(found.segment_use % self.geometry.segments, found)?;
+        }
+        *summary = found.walked.as_ref().map(|walked| walked.summary.clone()).unwrap_or_default();
+        Ok(())
     }
 
     fn walk_instead(

@@ -253,29 +253,31 @@ impl Rebuild {
         facts: &LogFacts,
         accept_loss: bool,
     ) -> Result<(), OpenError> {
-        let mut max_use = None;
-        for segment in found.iter_mut() {
-            max_use = max_use.max(Some(segment.segment_use));
+        let max_use = found.iter().map(|segment| segment.segment_use).max();
+        let (mut counting, left): (Vec<_>, Vec<_>) = found.iter_mut().partition(|segment| {
             let void_from = facts.void_from(segment.incarnation);
-            if segment.sequence_last < facts.tail || segment.sequence_first >= void_from {
-                // Void or left behind: it must not get a footer that says otherwise.
-                segment.walked = None;
-                continue;
+            segment.sequence_last >= facts.tail && segment.sequence_first < void_from
+        });
+        for segment in left {
+            // Void or left behind: it must not get a footer that says otherwise.
+            segment.walked = None;
+        }
+        for batch in counting.chunks_mut(scanner.summaries_at_once()) {
+            let summaries = scanner.summaries(batch)?;
+            for (segment, summary) in batch.iter_mut().zip(summaries) {
+                let last = self.replay_segment(scanner, segment, &summary, facts, accept_loss)?;
+                if let Some(walked) = &mut segment.walked {
+                    walked.truncate(last);
+                }
+                segment.sequence_last = last;
             }
-            let summary = scanner.summary(segment)?;
-            let last =
-                self.replay_segment(scanner, segment, &summary, facts, void_from, accept_loss)?;
-            if let Some(walked) = &mut segment.walked {
-                walked.truncate(last);
-            }
-            segment.sequence_last = last;
         }
         if self.expected <= facts.durable {
             self.lose(self.expected, facts.durable, accept_loss)?;
             self.expected = facts.durable + 1;
         }
         if self.oldest_use.is_none() {
-            self.next_use = max_use.map_or(0, |newest: u64| newest + 1);
+            self.next_use = max_use.map_or(0, |newest| newest + 1);
         }
         Ok(())
     }
@@ -298,9 +300,9 @@ impl Rebuild {
         segment: &mut FoundSegment,
         summary: &[u8],
         facts: &LogFacts,
-        void_from: u64,
         accept_loss: bool,
     ) -> Result<u64, OpenError> {
+        let void_from = facts.void_from(segment.incarnation);
         let mut reader = SummaryReader::new(summary);
         let mut last = 0;
         let mut is_first = true;
