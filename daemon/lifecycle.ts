@@ -215,8 +215,8 @@ function currentStatus(parts: Parts): Status {
 
 function metricSource({ session, state, layout }: Parts): MetricSource | null {
   if (session === null || state === 'stopped') return null;
-  const { exports, guards } = session.engine.opened;
-  return { snapshot: takeSnapshot(session.engine, layout), exports, guards };
+  const { exports, guards, recoveryMs } = session.engine.opened;
+  return { snapshot: takeSnapshot(session.engine, layout), exports, guards, recoveryMs };
 }
 
 function health({ session, state, layout }: Parts): Health {

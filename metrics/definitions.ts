@@ -19,6 +19,7 @@ export interface MetricSource {
   readonly snapshot: Snapshot;
   readonly exports: readonly { readonly slot: number; readonly name: string }[];
   readonly guards: readonly Guard[];
+  readonly recoveryMs: number;
 }
 
 /** A metric. */
@@ -258,6 +259,13 @@ const ORIGIN_METRICS: readonly MetricDefinition[] = [
 ];
 
 const DEVICE_METRICS: readonly MetricDefinition[] = [
+  {
+    name: 'ringfence_recovery_duration_seconds',
+    help: 'How long reading the log took when the daemon started.',
+    type: 'gauge',
+    labels: [],
+    samples: ({ recoveryMs }) => [{ labels: {}, value: recoveryMs / 1000 }],
+  },
   {
     name: 'ringfence_device_written_bytes_total',
     help: 'Bytes written to the cache device.',

@@ -23,6 +23,7 @@ function source(values: Readonly<Record<number, bigint>> = {}): MetricSource {
       { slot: 2, name: 'a "strange"\\name' },
     ],
     guards: GUARDS,
+    recoveryMs: 1250,
   };
 }
 
@@ -40,6 +41,7 @@ const PROMISED: Readonly<Record<string, readonly string[]>> = {
   ringfence_origin_up: ['export'],
   ringfence_origin_requests_total: ['export', 'op'],
   ringfence_origin_request_duration_seconds: ['export', 'op'],
+  ringfence_recovery_duration_seconds: [],
   ringfence_device_written_bytes_total: [],
   ringfence_segments: ['state'],
   ringfence_reserve_bytes: ['pool', 'state'],
@@ -99,6 +101,7 @@ test('values are in base units and under the right labels', async (t) => {
     'ringfence_checksum_errors_total{export="disk",kind="dirty"} 2',
     'ringfence_reserve_bytes{pool="log",state="used"} 30',
     'ringfence_reserve_bytes{pool="log",state="free"} 70',
+    'ringfence_recovery_duration_seconds 1.25',
     'ringfence_segments{state="used"} 4',
     'ringfence_segments{state="reclaiming"} 1',
     'ringfence_guard{measure="memory_locked"} 1',
