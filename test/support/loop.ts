@@ -1,8 +1,8 @@
 /** Temporary folders, files and loop devices. */
 
-import { mkdtempSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { holdOpen, run } from './process.ts';
 import type { Scope } from './scope.ts';
 
@@ -43,6 +43,14 @@ export async function attachLoop(scope: Scope, file: string): Promise<LoopDevice
   holdOpen(scope, device);
   await run('losetup', ['--detach', device]);
   return { device, file };
+}
+
+/** Bytes that were read from a block device since it was attached. */
+export function bytesRead(device: string): number {
+  const fields = readFileSync(`/sys/block/${basename(device)}/stat`, 'latin1')
+    .trim()
+    .split(/\s+/);
+  return Number(fields[2]) * 512;
 }
 
 /** A loop device over a fresh sparse file. */

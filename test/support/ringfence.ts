@@ -58,7 +58,9 @@ export interface Status {
 
 /** Formats a device for use as cache. */
 export async function formatCache(device: string, segment = '4MiB'): Promise<void> {
-  await run(ringfenceCommand, ['format', device, '--yes', '--segment', segment]);
+  const args = ['format', device, '--yes', '--segment', segment];
+  // Every block of a loop device is written: by hand some are large.
+  await run(ringfenceCommand, args, { timeoutMs: 1_200_000 });
 }
 
 /** A TCP port that nobody listened on a moment ago. */
