@@ -1,7 +1,7 @@
 /**
  * What a start after a kill reads, and how long it takes beside fio reading the same footers.
  *
- * `RINGFENCE_RECOVERY_MIB` sets the size of the cache (512), `RINGFENCE_RECOVERY_WRITTEN_MIB` how
+ * `RINGFENCE_RECOVERY_MIB` sets the size of the cache (256), `RINGFENCE_RECOVERY_WRITTEN_MIB` how
  * much is written to it in blocks of 4 KiB (five eighths of it); both devices lie in `TMPDIR`.
  */
 
@@ -21,13 +21,13 @@ import {
 } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
 
-const CACHE_MIB = Number(process.env.RINGFENCE_RECOVERY_MIB ?? 512);
+const CACHE_MIB = Number(process.env.RINGFENCE_RECOVERY_MIB ?? 256);
 const WRITTEN_MIB = Number(process.env.RINGFENCE_RECOVERY_WRITTEN_MIB ?? (CACHE_MIB / 8) * 5);
 /** The default, unless that made few segments. */
 const SEGMENT_MIB = CACHE_MIB < 4096 ? 4 : 16;
 const TIMEOUT_MS = 120_000 + CACHE_MIB * 50;
 /** Recoveries and runs of fio, of which the median counts. */
-const TIMES = 5;
+const TIMES = 3;
 
 /** Nothing is carried unless a write waits for room: what a start reads is recovery's alone. */
 const NO_DESTAGE = ['--destage-high', '100', '--destage-age', '60m', '--destage-idle', '60m'];
