@@ -3,13 +3,10 @@
  * way that `RINGFENCE_TEST_FAULT` names. The daemon itself has no such hook.
  */
 
-import { writeSync } from 'node:fs';
+import { readSync, writeSync } from 'node:fs';
 
 /** Ways for the JavaScript half to fail. */
 export type Fault = 'exit' | 'throw' | 'heap' | 'block';
-
-/** How long `block` stops the JavaScript thread. */
-export const BLOCK_MS = 10_000;
 
 /** Says something at once: nothing that is queued would get out. */
 function say(what: string): void {
@@ -27,8 +24,9 @@ const faults: Record<Fault, () => void> = {
     const kept: unknown[] = [];
     for (;;) kept.push(Array.from({ length: 10_000 }, (_, index) => ({ index })));
   },
+  // Until the test writes to the standard input.
   block: () => {
-    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, BLOCK_MS);
+    readSync(0, Buffer.alloc(1));
     say('end');
   },
 };
