@@ -41,8 +41,8 @@ pub use error::RuntimeError;
 pub use guards::probe;
 pub use opening::{check, describe, format, open};
 pub use options::{
-    CacheDescription, ConnectionId, ControlAction, CounterLayout, DescribedExport, ExportSpec,
-    Guard, Listening, OpenSpec, Opened, OpenedExport, RuntimeEvent, format_uuid,
+    ConnectionId, ControlAction, CounterLayout, ExportSpec, Guard, Listening, OpenSpec, Opened,
+    OpenedExport, RuntimeEvent, format_uuid,
 };
 pub use runtime::Runtime;
 pub use thread::{CoreSpec, start_core};

@@ -5,9 +5,7 @@ use crate::device::{Access, Device, Kind, Role};
 use crate::error::RuntimeError;
 use crate::guards;
 use crate::memory::Mapping;
-use crate::options::{
-    CacheDescription, DescribedExport, ExportSpec, Guard, OpenSpec, Opened, OpenedExport,
-};
+use crate::options::{ExportSpec, Guard, OpenSpec, Opened, OpenedExport};
 use crate::origin::{self, Origin};
 use crate::runtime::Runtime;
 use crate::spin::Spin;
@@ -18,8 +16,8 @@ use ringfence_cache::format::Superblock;
 use ringfence_cache::limits::{EXPORTS_MAX, SUPERBLOCK_OFFSETS};
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{
-    Config, Engine, ExportOptions, FormatOptions, Mode, OpenError, ReservePlan, ReserveShape,
-    Storage, Uuid,
+    Config, Description, Engine, ExportOptions, FormatOptions, Mode, OpenError, ReservePlan,
+    ReserveShape, Storage, Uuid,
 };
 use ringfence_wire::ExportLimits;
 use std::path::Path;
@@ -152,7 +150,8 @@ fn read_superblock(storage: &mut DirectStorage) -> Result<Superblock, OpenError>
     Err(ringfence_cache::describe(storage).err().unwrap_or(OpenError::SuperblocksDamaged))
 }
 
-fn segments(count: u64) -> u32 {
+/// Segments of a log, as JavaScript counts them.
+pub(crate) fn segments(count: u64) -> u32 {
     u32::try_from(count).expect("a device of less than 2^32 segments")
 }
 
@@ -207,7 +206,7 @@ fn random() -> Result<Uuid, RuntimeError> {
 ///
 /// # Errors
 /// See [`RuntimeError`].
-pub fn format(path: &Path, segment_bytes: u64) -> Result<CacheDescription, RuntimeError> {
+pub fn format(path: &Path, segment_bytes: u64) -> Result<Description, RuntimeError> {
     let device = Device::open(path, Role::Cache, Access::Exclusive)?;
     let allocates = device.kind == Kind::File || device.is_loop();
     let mut storage = DirectStorage::new(device)?;
@@ -241,7 +240,7 @@ fn write_zeroes(storage: &mut DirectStorage) -> Result<(), ringfence_cache::Stor
 ///
 /// # Errors
 /// See [`RuntimeError`].
-pub fn describe(path: &Path) -> Result<Option<CacheDescription>, RuntimeError> {
+pub fn describe(path: &Path) -> Result<Option<Description>, RuntimeError> {
     let device = Device::open(path, Role::Cache, Access::Look)?;
     describe_storage(path, &mut DirectStorage::new(device)?)
 }
@@ -261,25 +260,10 @@ pub fn check(path: &Path) -> Result<ringfence_cache::Report, RuntimeError> {
 fn describe_storage(
     path: &Path,
     storage: &mut DirectStorage,
-) -> Result<Option<CacheDescription>, RuntimeError> {
-    let found = match ringfence_cache::describe(storage) {
-        Ok(found) => found,
-        Err(OpenError::NotFormatted) => return Ok(None),
-        Err(source) => return Err(RuntimeError::Open { path: path.to_owned(), source }),
-    };
-    let exports = found.exports.into_iter().map(|export| DescribedExport {
-        name: export.name,
-        size_bytes: export.size_bytes,
-        origin_identity: export.origin_identity,
-        dirty_bytes: export.dirty_bytes,
-    });
-    Ok(Some(CacheDescription {
-        uuid: found.uuid,
-        format_version: found.version,
-        device_bytes: found.device_bytes,
-        segment_bytes: found.segment_bytes,
-        segments: segments(found.segments),
-        incarnation: found.incarnation,
-        exports: exports.collect(),
-    }))
+) -> Result<Option<Description>, RuntimeError> {
+    match ringfence_cache::describe(storage) {
+        Ok(found) => Ok(Some(found)),
+        Err(OpenError::NotFormatted) => Ok(None),
+        Err(source) => Err(RuntimeError::Open { path: path.to_owned(), source }),
+    }
 }

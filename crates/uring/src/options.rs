@@ -183,38 +183,6 @@ pub enum RuntimeEvent {
     },
 }
 
-/// What a superblock says.
-#[derive(Clone, Debug)]
-pub struct CacheDescription {
-    /// Names the cache.
-    pub uuid: Uuid,
-    /// The format's version.
-    pub format_version: u32,
-    /// Size of the device as formatted.
-    pub device_bytes: u64,
-    /// Size of a segment.
-    pub segment_bytes: u64,
-    /// Segments in the log.
-    pub segments: u32,
-    /// How often it has been opened.
-    pub incarnation: u64,
-    /// Exports the cache knows, whether configured or not.
-    pub exports: Vec<DescribedExport>,
-}
-
-/// An export that a cache knows.
-#[derive(Clone, Debug)]
-pub struct DescribedExport {
-    /// Its name.
-    pub name: String,
-    /// Size in bytes.
-    pub size_bytes: u64,
-    /// What its origin is known by.
-    pub origin_identity: String,
-    /// What its origin lacks.
-    pub dirty_bytes: u64,
-}
-
 /// How to read what [`crate::Runtime::counters`] copies; see `CounterLayout` in
 /// `daemon/native.ts`.
 #[derive(Clone, Debug)]

@@ -226,22 +226,22 @@ impl From<options::Listening> for Listening {
     }
 }
 
-impl From<options::CacheDescription> for CacheDescription {
-    fn from(cache: options::CacheDescription) -> Self {
+impl From<ringfence_cache::Description> for CacheDescription {
+    fn from(cache: ringfence_cache::Description) -> Self {
         Self {
             uuid: format_uuid(&cache.uuid),
-            format_version: cache.format_version,
+            format_version: cache.version,
             device_bytes: cache.device_bytes,
             segment_bytes: cache.segment_bytes,
-            segments: cache.segments,
+            segments: crate::opening::segments(cache.segments),
             incarnation: cache.incarnation,
             exports: cache.exports.into_iter().map(DescribedExport::from).collect(),
         }
     }
 }
 
-impl From<options::DescribedExport> for DescribedExport {
-    fn from(export: options::DescribedExport) -> Self {
+impl From<ringfence_cache::DescribedExport> for DescribedExport {
+    fn from(export: ringfence_cache::DescribedExport) -> Self {
         Self {
             name: export.name,
             size_bytes: export.size_bytes,

@@ -28,7 +28,7 @@ pub struct FormatTask {
 
 #[napi]
 impl Task for FormatTask {
-    type Output = crate::CacheDescription;
+    type Output = ringfence_cache::Description;
     type JsValue = CacheDescription;
 
     fn compute(&mut self) -> Result<Self::Output> {
@@ -48,7 +48,7 @@ pub struct DescribeTask {
 
 #[napi]
 impl Task for DescribeTask {
-    type Output = Option<crate::CacheDescription>;
+    type Output = Option<ringfence_cache::Description>;
     type JsValue = Either<CacheDescription, Null>;
 
     fn compute(&mut self) -> Result<Self::Output> {
