@@ -3,18 +3,12 @@
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test, { type ExecutionContext } from 'ava';
-import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { MIB } from '../support/loop.ts';
 import { connectNbd, type NbdConnection } from '../support/nbd-client.ts';
 import { waitUntil } from '../support/process.ts';
-import {
-  type Daemon,
-  daemonSetup,
-  formatCache,
-  socketPath,
-  startDaemon,
-  stopDaemon,
-} from '../support/ringfence.ts';
-import { type Scope, testScope } from '../support/scope.ts';
+import { type Daemon, socketPath, startDaemon, stopDaemon } from '../support/ringfence.ts';
+import type { Scope } from '../support/scope.ts';
+import { formatDisk } from '../support/setting.ts';
 import type { Fault } from './fault.ts';
 import { createJudged, type Judged, judgeAfterCrash, runLoad, showViolations } from './load.ts';
 
@@ -32,21 +26,13 @@ async function startFaulty(
   fault: Fault | null,
   nodeOptions = '',
 ): Promise<Faulty> {
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
-  const origin = await loopDevice(scope, folder, 'origin', EXPORT_BYTES);
-  await formatCache(cache.device);
+  const { scope, setup } = await formatDisk(t, { sizeBytes: EXPORT_BYTES });
   const preload = join(import.meta.dirname, 'fault.js');
   const env = {
     NODE_OPTIONS: `--import=${preload} ${nodeOptions}`,
     RINGFENCE_TEST_FAULT: fault ?? '',
   };
-  const setup = await daemonSetup(
-    { cache: cache.device, exports: [{ name: 'disk', origin: origin.device }], folder },
-    fault === null ? {} : { env },
-  );
-  return { scope, daemon: await startDaemon(scope, setup) };
+  return { scope, daemon: await startDaemon(scope, fault === null ? setup : { ...setup, env }) };
 }
 
 function connectAll(daemon: Daemon): Promise<readonly NbdConnection[]> {

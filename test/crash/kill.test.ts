@@ -8,13 +8,11 @@ import { rmSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { createRandom, firstDifference } from '../support/content.ts';
-import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { MIB, temporaryFolder } from '../support/loop.ts';
 import { connectNbd, type NbdConnection } from '../support/nbd-client.ts';
 import { startProcess, waitUntil } from '../support/process.ts';
 import {
   ask,
-  daemonSetup,
-  formatCache,
   greets,
   killDaemon,
   readMetric,
@@ -23,12 +21,12 @@ import {
   stopDaemon,
 } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
+import { formatDisk } from '../support/setting.ts';
 import { createJudged, judgeAfterCrash, runLoad, showViolations } from './load.ts';
 
 const KILLS = Number(process.env.RINGFENCE_KILLS ?? 25);
 const SEED = Number(process.env.RINGFENCE_SEED ?? Date.now() % 0x7fffffff);
 const EXPORT_BYTES = 64 * MIB;
-const CACHE_BYTES = 96 * MIB;
 const CONNECTIONS = 4;
 const DEPTH = 8;
 
@@ -43,16 +41,7 @@ function median(values: readonly number[]): number {
 
 test.serial('nothing flushed is lost and nothing is torn when the daemon is killed', async (t) => {
   t.timeout(KILLS * 30_000 + 120_000, `seed ${SEED}`);
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', CACHE_BYTES);
-  const origin = await loopDevice(scope, folder, 'origin', EXPORT_BYTES);
-  await formatCache(cache.device);
-  const setup = await daemonSetup({
-    cache: cache.device,
-    exports: [{ name: 'disk', origin: origin.device }],
-    folder,
-  });
+  const { scope, setup } = await formatDisk(t, { sizeBytes: EXPORT_BYTES });
   const judged = createJudged(EXPORT_BYTES, SEED);
   const random = createRandom(SEED);
   const restartsMs: number[] = [];
@@ -92,16 +81,7 @@ test.serial('nothing flushed is lost and nothing is torn when the daemon is kill
 
 test.serial('the origin equals what was served once it is drained', async (t) => {
   t.timeout(120_000);
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', CACHE_BYTES);
-  const origin = await loopDevice(scope, folder, 'origin', EXPORT_BYTES);
-  await formatCache(cache.device);
-  const setup = await daemonSetup({
-    cache: cache.device,
-    exports: [{ name: 'disk', origin: origin.device }],
-    folder,
-  });
+  const { scope, folder, originFile, setup } = await formatDisk(t, { sizeBytes: EXPORT_BYTES });
   const judged = createJudged(EXPORT_BYTES, SEED);
   let daemon = await startDaemon(scope, setup);
   const load = runLoad(judged, await connectAll(socketPath(setup)), DEPTH, () => false);
@@ -120,7 +100,7 @@ test.serial('the origin equals what was served once it is drained', async (t) =>
   t.deepEqual([...dirty.values()], [0]);
   await stopDaemon(daemon);
   writeFileSync(`${folder}/served`, Buffer.concat(served));
-  t.is(firstDifference(`${folder}/served`, origin.file, EXPORT_BYTES), null, `seed ${SEED}`);
+  t.is(firstDifference(`${folder}/served`, originFile, EXPORT_BYTES), null, `seed ${SEED}`);
 });
 
 test.serial('the judge finds what a server without a log loses', async (t) => {

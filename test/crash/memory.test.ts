@@ -7,18 +7,16 @@
 import { readFileSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import test from 'ava';
-import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { MIB } from '../support/loop.ts';
 import { run } from '../support/process.ts';
 import {
   type Daemon,
-  daemonSetup,
   exportUri,
-  formatCache,
   readMetric,
   startDaemon,
   stopDaemon,
 } from '../support/ringfence.ts';
-import { testScope } from '../support/scope.ts';
+import { formatDisk } from '../support/setting.ts';
 
 /** After start, V8's heap shrinks to what the daemon needs; a short load makes it do so. */
 const WARM_UP_SECONDS = 5;
@@ -62,16 +60,7 @@ async function load(daemon: Daemon, seconds: number): Promise<void> {
 
 test.serial('memory outside the V8 heap does not grow under full load', async (t) => {
   t.timeout((SECONDS + WARM_UP_SECONDS + 240) * 1000);
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', 256 * MIB);
-  const origin = await loopDevice(scope, folder, 'origin', 256 * MIB);
-  await formatCache(cache.device);
-  const setup = await daemonSetup({
-    cache: cache.device,
-    exports: [{ name: 'disk', origin: origin.device }],
-    folder,
-  });
+  const { scope, setup } = await formatDisk(t, { cacheBytes: 256 * MIB, sizeBytes: 256 * MIB });
   const daemon = await startDaemon(scope, setup);
   await load(daemon, WARM_UP_SECONDS);
   const faultsBefore = await one(daemon, 'ringfence_ring_page_faults_total');

@@ -8,18 +8,16 @@
 import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import { bytesRead, KIB, loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { bytesRead, KIB, MIB } from '../support/loop.ts';
 import { run } from '../support/process.ts';
 import {
   type Daemon,
-  daemonSetup,
   exportUri,
-  formatCache,
   killDaemon,
   readMetric,
   startDaemon,
 } from '../support/ringfence.ts';
-import { testScope } from '../support/scope.ts';
+import { formatDisk } from '../support/setting.ts';
 
 const CACHE_MIB = Number(process.env.RINGFENCE_RECOVERY_MIB ?? 256);
 const WRITTEN_MIB = Number(process.env.RINGFENCE_RECOVERY_WRITTEN_MIB ?? (CACHE_MIB / 8) * 5);
@@ -129,24 +127,20 @@ function residentMib(daemon: Daemon): number {
 
 test.serial('a start reads the footers, and records only of the newest segments', async (t) => {
   t.timeout(4 * TIMEOUT_MS);
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', CACHE_MIB * MIB);
-  const origin = await loopDevice(scope, folder, 'origin', CACHE_MIB * MIB);
-  await formatCache(cache.device, `${SEGMENT_MIB}MiB`);
-  const setup = await daemonSetup(
-    { cache: cache.device, exports: [{ name: 'disk', origin: origin.device }], folder },
-    { extra: NO_DESTAGE },
-  );
+  const bytes = CACHE_MIB * MIB;
+  const segment = `${SEGMENT_MIB}MiB`;
+  const disk = await formatDisk(t, { cacheBytes: bytes, segment, sizeBytes: bytes });
+  const { scope, folder, cache } = disk;
+  const setup = { ...disk.setup, extra: NO_DESTAGE };
   let daemon = await startDaemon(scope, setup);
   await fioBlocks(daemon, '--rw=randwrite', '--do_verify=0', '--end_fsync=1');
 
   /** Kills the daemon and starts it again: what it read by then, and how long recovery took. */
   async function recover(): Promise<{ readonly bytes: number; readonly ms: number }> {
     await killDaemon(daemon);
-    const before = bytesRead(cache.device);
+    const before = bytesRead(cache);
     daemon = await startDaemon(scope, setup);
-    const bytes = bytesRead(cache.device) - before;
+    const bytes = bytesRead(cache) - before;
     const seconds = await readMetric(daemon, 'ringfence_recovery_duration_seconds');
     return { bytes, ms: (seconds.get('') ?? Number.NaN) * 1000 };
   }
@@ -159,11 +153,11 @@ test.serial('a start reads the footers, and records only of the newest segments'
   await fioBlocks(daemon, '--rw=read');
   await killDaemon(daemon);
 
-  const footers = findFooters(cache.file);
+  const footers = findFooters(disk.cacheFile);
   const footerBytes = footers.reduce((sum, { length }) => sum + length, 0);
   const fioRuns: number[] = [];
   for (let time = 0; time < TIMES; time += 1) {
-    fioRuns.push(await fioReads(folder, cache.device, footers));
+    fioRuns.push(await fioReads(folder, cache, footers));
   }
   const laterBytes = Math.max(...later.map(({ bytes }) => bytes));
   const [laterMs, fioMs] = [median(later.map(({ ms }) => ms)), median(fioRuns)];

@@ -7,18 +7,11 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { createRandom } from '../support/content.ts';
-import { KIB, loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { KIB, MIB } from '../support/loop.ts';
 import { connectNbd, isNbdFailure, type NbdConnection } from '../support/nbd-client.ts';
 import { run } from '../support/process.ts';
-import {
-  daemonSetup,
-  formatCache,
-  killAndRestart,
-  socketPath,
-  startDaemon,
-  stopDaemon,
-} from '../support/ringfence.ts';
-import { testScope } from '../support/scope.ts';
+import { killAndRestart, socketPath, startDaemon, stopDaemon } from '../support/ringfence.ts';
+import { formatDisk } from '../support/setting.ts';
 
 const OVERLAP_READS = Number(process.env.RINGFENCE_OVERLAP_READS ?? 1_000_000);
 
@@ -59,16 +52,7 @@ async function whileConnected(step: () => Promise<void>): Promise<void> {
 
 test.serial('no reader ever sees the middle of a write, across kills too', async (t) => {
   t.timeout(180_000);
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
-  const origin = await loopDevice(scope, folder, 'origin', 64 * MIB);
-  await formatCache(cache.device);
-  const setup = await daemonSetup({
-    cache: cache.device,
-    exports: [{ name: 'disk', origin: origin.device }],
-    folder,
-  });
+  const { scope, setup } = await formatDisk(t, { sizeBytes: 64 * MIB });
   const path = socketPath(setup);
   const random = createRandom(1);
   const torn: string[] = [];
@@ -114,16 +98,7 @@ test.serial('no reader ever sees the middle of a write, across kills too', async
 
 test.serial('no reader ever sees a part of one of many overlapping writes', async (t) => {
   t.timeout(180_000 + OVERLAP_READS / 2);
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
-  const origin = await loopDevice(scope, folder, 'origin', 64 * MIB);
-  await formatCache(cache.device);
-  const setup = await daemonSetup({
-    cache: cache.device,
-    exports: [{ name: 'disk', origin: origin.device }],
-    folder,
-  });
+  const { scope, setup } = await formatDisk(t, { sizeBytes: 64 * MIB });
   const daemon = await startDaemon(scope, setup);
   // A client in Rust: one in JavaScript would take most of an hour for as many reads.
   const overlaps = [

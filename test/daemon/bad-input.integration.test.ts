@@ -5,13 +5,12 @@ import { openSync, readSync, truncateSync, writeSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { attachLoop, loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
+import { attachLoop, loopDevice, MIB, sparseFile } from '../support/loop.ts';
 import { connectNbd } from '../support/nbd-client.ts';
 import { type Finished, run, runAnyway } from '../support/process.ts';
 import {
   ask,
   type Daemon,
-  daemonSetup,
   exportUri,
   formatCache,
   killDaemon,
@@ -21,32 +20,7 @@ import {
   startDaemon,
   stopDaemon,
 } from '../support/ringfence.ts';
-import { type Scope, testScope } from '../support/scope.ts';
-
-interface Parts {
-  readonly scope: Scope;
-  readonly folder: string;
-  readonly cache: string;
-  readonly cacheFile: string;
-  readonly origin: string;
-}
-
-/** A formatted cache on a loop device, and a file as origin. */
-async function parts(t: ExecutionContext): Promise<Parts> {
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const { device, file } = await loopDevice(scope, folder, 'cache', 64 * MIB);
-  const origin = sparseFile(folder, 'origin', 16 * MIB);
-  await formatCache(device);
-  return { scope, folder, cache: device, cacheFile: file, origin };
-}
-
-async function serve({ scope, folder, cache, origin }: Parts): Promise<Daemon> {
-  return startDaemon(
-    scope,
-    await daemonSetup({ cache, exports: [{ name: 'disk', origin }], folder }),
-  );
-}
+import { formatDisk, SMALL } from '../support/setting.ts';
 
 interface Wrong {
   readonly cache: string;
@@ -102,7 +76,7 @@ async function hasPattern(daemon: Daemon, pattern: string): Promise<boolean> {
 }
 
 test.serial('a device that is not there or is no device', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const exports = [`disk=${self.origin}`];
   const missing = await serveWrongly({ ...self, cache: `${self.cache}-missing`, exports });
   assertRefusal(t, missing, /cache device .*-missing does not exist/);
@@ -111,14 +85,14 @@ test.serial('a device that is not there or is no device', async (t) => {
 });
 
 test.serial('a device that is not formatted', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const { device } = await loopDevice(self.scope, self.folder, 'blank', 64 * MIB);
   const finished = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
   assertRefusal(t, finished, /no ringfence cache.*ringfence format/);
 });
 
 test.serial('a device that holds something else', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const { device } = await loopDevice(self.scope, self.folder, 'ext4', 64 * MIB);
   await run('mkfs.ext4', ['-q', device]);
   const finished = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
@@ -127,7 +101,7 @@ test.serial('a device that holds something else', async (t) => {
 });
 
 test.serial('a device that is too small, for format and after it', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const { device } = await loopDevice(self.scope, self.folder, 'small', 8 * MIB);
   const format = ['format', device, '--yes', '--segment', '4MiB'];
   const { exitCode, stderr } = await runAnyway(ringfenceCommand, format);
@@ -151,7 +125,7 @@ function crc32c(bytes: Uint8Array): number {
 }
 
 test.serial('a cache that was formatted by a newer version', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const cache = sparseFile(self.folder, 'newer', 64 * MIB);
   await formatCache(cache);
   const file = openSync(cache, 'r+');
@@ -171,7 +145,7 @@ test.serial('a cache that was formatted by a newer version', async (t) => {
 });
 
 test.serial('a mounted device, as cache and as origin', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const { device } = await loopDevice(self.scope, self.folder, 'mounted', 64 * MIB);
   await run('mkfs.ext4', ['-q', device]);
   const mountPoint = join(self.folder, 'mount');
@@ -187,8 +161,8 @@ test.serial('a mounted device, as cache and as origin', async (t) => {
 });
 
 test.serial('two daemons on one device: the second is refused, the first goes on', async (t) => {
-  const self = await parts(t);
-  const first = await serve(self);
+  const self = await formatDisk(t, SMALL);
+  const first = await startDaemon(self.scope, self.setup);
   await writePattern(first, '0x11');
   const second = await serveWrongly({ ...self, exports: [`other=${self.origin}`] });
   assertRefusal(t, second, /cache device .* is held open by another program/);
@@ -199,10 +173,10 @@ test.serial('two daemons on one device: the second is refused, the first goes on
 });
 
 test.serial('two daemons on one file: the second is refused, the first goes on', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const cache = sparseFile(self.folder, 'cache-file', 64 * MIB);
   await formatCache(cache);
-  const first = await serve({ ...self, cache });
+  const first = await startDaemon(self.scope, { ...self.setup, cache });
   await writePattern(first, '0x12');
   const other = sparseFile(self.folder, 'other', 16 * MIB);
   const second = await serveWrongly({ ...self, cache, exports: [`other=${other}`] });
@@ -214,7 +188,7 @@ test.serial('two daemons on one file: the second is refused, the first goes on',
 });
 
 test.serial('an origin that is missing, is the cache, or is given twice', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const missing = await serveWrongly({ ...self, exports: [`disk=${self.origin}-missing`] });
   assertRefusal(t, missing, /origin .*-missing does not exist/);
   const cache = await serveWrongly({ ...self, exports: [`disk=${self.cache}`] });
@@ -224,8 +198,8 @@ test.serial('an origin that is missing, is the cache, or is given twice', async 
 });
 
 test.serial('an origin that shrank, and one that the data does not belong to', async (t) => {
-  const self = await parts(t);
-  const daemon = await serve(self);
+  const self = await formatDisk(t, SMALL);
+  const daemon = await startDaemon(self.scope, self.setup);
   await leaveDirty(daemon, 0x13);
 
   const other = sparseFile(self.folder, 'other', 16 * MIB);
@@ -243,8 +217,8 @@ test.serial('an origin that shrank, and one that the data does not belong to', a
 });
 
 test.serial('a cache with dirty data is formatted only by its name', async (t) => {
-  const self = await parts(t);
-  const daemon = await serve(self);
+  const self = await formatDisk(t, SMALL);
+  const daemon = await startDaemon(self.scope, self.setup);
   await leaveDirty(daemon, 0x14);
   const format = ['format', self.cache, '--yes', '--segment', '4MiB'];
   const refused = await runAnyway(ringfenceCommand, format);
@@ -259,7 +233,7 @@ test.serial('a cache with dirty data is formatted only by its name', async (t) =
 });
 
 test.serial('a busy port and a busy socket', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const server = createServer().listen(0, '127.0.0.1');
   t.teardown(() => server.close());
   await once(server, 'listening');
@@ -274,12 +248,12 @@ test.serial('a busy port and a busy socket', async (t) => {
   await once(socket, 'listening');
   const busySocket = await serveWrongly({ ...self, exports, listen: `unix:${path}` });
   assertRefusal(t, busySocket, /in use|another/);
-  const daemon = await serve(self);
+  const daemon = await startDaemon(self.scope, self.setup);
   t.is((await readStatus(daemon)).exports.length, 1, 'and nothing of either attempt is left');
 });
 
 test.serial('a reserve that is too small', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const finished = await runAnyway(ringfenceCommand, [
     ...['serve', '--cache', self.cache, '--export', `disk=${self.origin}`, '--reserve', '1MiB'],
     ...['--listen', `unix:${self.folder}/s`, '--control', join(self.folder, 'c')],
@@ -288,7 +262,7 @@ test.serial('a reserve that is too small', async (t) => {
 });
 
 test.serial('a loop device over a cache file that is served is not served too', async (t) => {
-  const self = await parts(t);
+  const self = await formatDisk(t, SMALL);
   const cache = sparseFile(self.folder, 'behind', 64 * MIB);
   await formatCache(cache);
   await attachLoop(self.scope, cache);

@@ -4,48 +4,23 @@ import { createHash } from 'node:crypto';
 import { copyFileSync, openSync, readFileSync, readSync, truncateSync, writeSync } from 'node:fs';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
-import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
+import { MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
 import { connectNbd } from '../support/nbd-client.ts';
 import { type Finished, run, runAnyway } from '../support/process.ts';
 import {
   ask,
   type Daemon,
-  daemonSetup,
-  formatCache,
   killDaemon,
   ringfenceCommand,
   socketPath,
   startDaemon,
   stopDaemon,
 } from '../support/ringfence.ts';
-import { type Scope, testScope } from '../support/scope.ts';
+import { formatDisk, SMALL } from '../support/setting.ts';
 
 const BLOCK = 4096;
 /** The first record header of the first segment. */
 const FIRST_HEADER = MIB;
-
-interface Parts {
-  readonly scope: Scope;
-  readonly folder: string;
-  readonly cache: string;
-  readonly cacheFile: string;
-  readonly origin: string;
-}
-
-/** A formatted cache on a loop device, and a file as origin. */
-async function parts(t: ExecutionContext): Promise<Parts> {
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const { device, file } = await loopDevice(scope, folder, 'cache', 64 * MIB);
-  const origin = sparseFile(folder, 'origin', 16 * MIB);
-  await formatCache(device);
-  return { scope, folder, cache: device, cacheFile: file, origin };
-}
-
-async function serve({ scope, folder, cache, origin }: Parts): Promise<Daemon> {
-  const exports = [{ name: 'disk', origin }];
-  return startDaemon(scope, await daemonSetup({ cache, exports, folder }));
-}
 
 /** Blocks 0 to 7 clean, 8 to 15 dirty, everything flushed. */
 async function fill(daemon: Daemon): Promise<void> {
@@ -63,12 +38,13 @@ async function fill(daemon: Daemon): Promise<void> {
 
 /** A copy of the device of a cache that was filled and whose daemon was killed. */
 async function killedImage(t: ExecutionContext): Promise<string> {
-  const all = await parts(t);
+  const all = await formatDisk(t, SMALL);
   // An origin that has room for what is to be clean and for no more, so that the rest stays dirty.
   const full = temporaryFolder(all.scope);
   await run('mount', ['-t', 'tmpfs', '-o', 'size=40k', 'ringfence-test', full]);
   all.scope.defer(() => run('umount', [full]));
-  const daemon = await serve({ ...all, origin: sparseFile(full, 'origin', 16 * MIB) });
+  const exports = [{ name: 'disk', origin: sparseFile(full, 'origin', 16 * MIB) }];
+  const daemon = await startDaemon(all.scope, { ...all.setup, exports });
   await fill(daemon);
   await killDaemon(daemon);
   const image = join(all.folder, 'image');
@@ -138,11 +114,11 @@ function assertImpossible(t: ExecutionContext, finished: Finished, message: RegE
 }
 
 test.serial('clean: after format, after a stop, and after a kill', async (t) => {
-  const all = await parts(t);
+  const all = await formatDisk(t, SMALL);
   const fresh = await check(all.cache);
   t.is(fresh.exitCode, 0, fresh.stderr);
   t.regex(fresh.stdout, /Nothing is damaged/);
-  const daemon = await serve(all);
+  const daemon = await startDaemon(all.scope, all.setup);
   await fill(daemon);
   await stopDaemon(daemon);
   const before = digest(all.cacheFile);
@@ -154,7 +130,7 @@ test.serial('clean: after format, after a stop, and after a kill', async (t) => 
   t.is(found.exports[0]?.live_bytes, 17 * BLOCK);
   t.is(found.log.payload_blocks, 17);
   t.is(digest(all.cacheFile), before, 'a check writes nothing');
-  const again = await serve(all);
+  const again = await startDaemon(all.scope, all.setup);
   const client = await connectNbd({ path: socketPath(again.setup) }, 'disk');
   await client.write(64 * BLOCK, Buffer.alloc(BLOCK, 1));
   await client.flush();
@@ -203,12 +179,12 @@ test.serial('a damaged superblock costs nothing while the other copy is good', a
 });
 
 test.serial('a damaged header costs nothing once its segment has a footer', async (t) => {
-  const all = await parts(t);
-  const daemon = await serve(all);
+  const all = await formatDisk(t, SMALL);
+  const daemon = await startDaemon(all.scope, all.setup);
   await fill(daemon);
   await killDaemon(daemon);
   // Recovery gives the segment a footer.
-  await stopDaemon(await serve(all));
+  await stopDaemon(await startDaemon(all.scope, all.setup));
   const image = join(all.folder, 'image');
   copyFileSync(all.cacheFile, image);
   flip(image, FIRST_HEADER + 200);
@@ -227,7 +203,7 @@ test.serial('a damaged header without a footer is lost data, and no end of the l
 });
 
 test.serial('what cannot be read is one sentence', async (t) => {
-  const all = await parts(t);
+  const all = await formatDisk(t, SMALL);
   const missing = join(all.folder, 'missing');
   assertImpossible(t, await check(missing), /it does not exist/);
   assertImpossible(t, await check(all.origin), /holds no ringfence cache/);
@@ -238,7 +214,7 @@ test.serial('what cannot be read is one sentence', async (t) => {
   assertImpossible(t, await check(small), /was formatted with 67108864/);
   truncateSync(small, 1000);
   assertImpossible(t, await check(small), /holds no ringfence cache/);
-  const daemon = await serve(all);
+  const daemon = await startDaemon(all.scope, all.setup);
   assertImpossible(t, await check(all.cache), /is (in use|held open)/);
   await stopDaemon(daemon);
 });

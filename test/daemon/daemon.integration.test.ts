@@ -4,16 +4,14 @@ import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { writeContentFile } from '../support/content.ts';
-import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
+import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
 import { projectRoot, run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
 import {
   ask,
   type Daemon,
-  daemonSetup,
   exportUri,
-  formatCache,
   killAndRestart,
   readMetric,
   readStatus,
@@ -23,16 +21,7 @@ import {
   stopDaemon,
 } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
-
-async function serve(t: ExecutionContext, options = ''): Promise<Daemon> {
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const { device } = await loopDevice(scope, folder, 'cache', 64 * MIB);
-  const origin = sparseFile(folder, 'origin', 16 * MIB);
-  await formatCache(device);
-  const disk = { name: 'disk', origin, ...(options === '' ? {} : { options }) };
-  return startDaemon(scope, await daemonSetup({ cache: device, exports: [disk], folder }));
-}
+import { formatDisk, SMALL, serveDisk } from '../support/setting.ts';
 
 /** All keys of a value, those of its parts included: `a`, `a.b`, `a.0.b`. */
 function keysOf(value: unknown, prefix = ''): readonly string[] {
@@ -56,7 +45,7 @@ function digest(path: string): string {
 }
 
 test.serial('flush, drain, status, metrics and stop work on the real thing', async (t) => {
-  const daemon = await serve(t);
+  const { daemon } = await serveDisk(t, SMALL);
   const source = await fill(daemon);
   t.regex(await ask(daemon, 'flush'), /durable on the cache device/);
   await ask(daemon, 'drain', 'disk');
@@ -86,7 +75,7 @@ test.serial('flush, drain, status, metrics and stop work on the real thing', asy
 });
 
 test.serial('the status of the operations page is the real one', async (t) => {
-  const daemon = await serve(t);
+  const { daemon } = await serveDisk(t, SMALL);
   const page = readFileSync(join(projectRoot, 'docs', 'operations.md'), 'utf8');
   const example = /^## Status\n.*?```json\n(.*?)```/ms.exec(page)?.[1] ?? '';
   const variable = /^(guards|reserve\.pools)\.\w+/;
@@ -111,7 +100,7 @@ test.serial('format asks on a pipe too, and takes only "yes" for an answer', asy
 });
 
 test.serial('promtool finds nothing wrong with the page of a daemon that has served', async (t) => {
-  const daemon = await serve(t);
+  const { daemon } = await serveDisk(t, SMALL);
   await fill(daemon);
   const page = await fetch(`http://127.0.0.1:${daemon.setup.metricsPort}/metrics`);
   const { status, stdout, stderr, error } = spawnSync('promtool', ['check', 'metrics'], {
@@ -129,7 +118,7 @@ test.serial(
   'a second start finds the data of the first, after SIGTERM and after SIGKILL',
   async (t) => {
     const scope = testScope(t);
-    const daemon = await serve(t);
+    const { daemon } = await serveDisk(t, SMALL);
     const source = await fill(daemon);
     const copy = join(daemon.setup.folder, 'copy');
     const uri = exportUri(daemon.setup, 'disk');
@@ -144,7 +133,7 @@ test.serial(
 );
 
 test.serial('the printed addresses are where it listens', async (t) => {
-  const daemon = await serve(t);
+  const { daemon } = await serveDisk(t, SMALL);
   const output = daemon.background.output();
   const uri = /^ {2}(nbd\+unix:\S+)$/m.exec(output)?.[1] ?? '';
   t.regex(await run('nbdinfo', ['--size', uri]), /^16777216$/m);
@@ -155,7 +144,7 @@ test.serial('the printed addresses are where it listens', async (t) => {
 });
 
 test.serial('a read-only export says so and takes no writes', async (t) => {
-  const daemon = await serve(t, 'mode=readonly');
+  const { daemon } = await serveDisk(t, { ...SMALL, options: 'mode=readonly' });
   const uri = exportUri(daemon.setup, 'disk');
   t.is((await runAnyway('nbdinfo', ['--is', 'read-only', uri])).exitCode, 0);
   t.like((await readStatus(daemon)).exports[0], { mode: 'readonly' });
@@ -164,7 +153,7 @@ test.serial('a read-only export says so and takes no writes', async (t) => {
 test.serial(
   'doctor names what is on the device of a stopped and of a running daemon',
   async (t) => {
-    const daemon = await serve(t);
+    const { daemon } = await serveDisk(t, SMALL);
     await fill(daemon);
     const { cache } = await readStatus(daemon);
     const uuid = (cache as unknown as { uuid: string }).uuid;
@@ -179,13 +168,8 @@ test.serial(
 );
 
 test.serial('a daemon whose output nobody reads any more goes on', async (t) => {
-  const scope = testScope(t);
-  const folder = temporaryFolder(scope);
-  const { device } = await loopDevice(scope, folder, 'cache', 64 * MIB);
-  const origin = sparseFile(folder, 'origin', 16 * MIB);
-  await formatCache(device);
-  const setup = await daemonSetup({ cache: device, exports: [{ name: 'disk', origin }], folder });
-  const words = ['serve', '--cache', device, '--export', `disk=${origin}`, '--reserve', '128MiB'];
+  const { scope, folder, cache, origin, setup } = await formatDisk(t, SMALL);
+  const words = ['serve', '--cache', cache, '--export', `disk=${origin}`, '--reserve', '128MiB'];
   const listen = ['--listen', `unix:${socketPath(setup)}`, '--control', `${folder}/control.sock`];
   const command = [ringfenceCommand, ...words, ...listen].join(' ');
   startProcess(scope, 'bash', ['-c', `exec ${command} > >(exec true) 2> >(exec true)`]);
@@ -198,7 +182,7 @@ test.serial('a daemon whose output nobody reads any more goes on', async (t) => 
 
 test.serial('qemu holds a device through a restart, as the operations page says', async (t) => {
   const scope = testScope(t);
-  const daemon = await serve(t);
+  const { daemon } = await serveDisk(t, SMALL);
   const { folder } = daemon.setup;
   const held = join(folder, 'held.sock');
   const image = `driver=nbd,server.type=unix,server.path=${socketPath(daemon.setup)}`;

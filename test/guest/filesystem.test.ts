@@ -10,20 +10,18 @@
 import { join } from 'node:path';
 import test from 'ava';
 import { firstDifference } from '../support/content.ts';
-import { loopDevice, MIB, temporaryFolder } from '../support/loop.ts';
+import { MIB } from '../support/loop.ts';
 import { run } from '../support/process.ts';
 import {
   ask,
   type Daemon,
-  daemonSetup,
   exportUri,
-  formatCache,
   freePort,
   killDaemon,
   startDaemon,
   stopDaemon,
 } from '../support/ringfence.ts';
-import { testScope } from '../support/scope.ts';
+import { formatDisk } from '../support/setting.ts';
 import { startGuest } from './machine.ts';
 import {
   fillAndRemount,
@@ -41,18 +39,12 @@ test.serial(
   'a filesystem survives use, a kill before remount, and kills and restarts while mounted',
   async (t) => {
     t.timeout(600_000);
-    const scope = testScope(t);
-    const folder = temporaryFolder(scope);
-    const cache = await loopDevice(scope, folder, 'cache', 96 * MIB);
-    const origin = await loopDevice(scope, folder, 'origin', ORIGIN_BYTES);
-    await formatCache(cache.device);
-    const setup = await daemonSetup(
-      { cache: cache.device, exports: [{ name: 'disk', origin: origin.device }], folder },
-      { tcpPort: await freePort() },
-    );
+    const disk = await formatDisk(t, { sizeBytes: ORIGIN_BYTES });
+    const { scope, folder } = disk;
+    const setup = { ...disk.setup, tcpPort: await freePort() };
     let daemon: Daemon = await startDaemon(scope, setup);
     const server: GuestServer = {
-      port: setup.tcpPort ?? 0,
+      port: setup.tcpPort,
       exportName: 'disk',
       kill: () => killDaemon(daemon),
       stop: () => stopDaemon(daemon),
@@ -78,7 +70,11 @@ test.serial(
     const served = join(folder, 'served');
     await run('nbdcopy', [exportUri(setup, 'disk'), served]);
     await ask(daemon, 'drain');
-    t.is(firstDifference(served, origin.file, ORIGIN_BYTES), null, 'the drained origin is equal');
-    t.regex(await run('fsck.ext4', ['-f', '-n', origin.file]), /Pass 5/);
+    t.is(
+      firstDifference(served, disk.originFile, ORIGIN_BYTES),
+      null,
+      'the drained origin is equal',
+    );
+    t.regex(await run('fsck.ext4', ['-f', '-n', disk.originFile]), /Pass 5/);
   },
 );

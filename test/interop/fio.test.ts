@@ -4,7 +4,7 @@ import test from 'ava';
 import { MIB } from '../support/loop.ts';
 import { run } from '../support/process.ts';
 import { ask } from '../support/ringfence.ts';
-import { serveDisk } from './setting.ts';
+import { serveDisk } from '../support/setting.ts';
 
 interface FioJob {
   readonly jobname: string;

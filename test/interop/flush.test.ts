@@ -5,7 +5,7 @@ import { basename } from 'node:path';
 import test from 'ava';
 import { connectNbd, FLAG_FUA } from '../support/nbd-client.ts';
 import { socketPath } from '../support/ringfence.ts';
-import { EXPORT, serveDisk } from './setting.ts';
+import { EXPORT, serveDisk } from '../support/setting.ts';
 
 const TIMES = 100;
 

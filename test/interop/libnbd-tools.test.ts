@@ -6,7 +6,7 @@ import { firstDifference, writeContentFile } from '../support/content.ts';
 import { MIB } from '../support/loop.ts';
 import { run, runAnyway } from '../support/process.ts';
 import { ask, socketPath } from '../support/ringfence.ts';
-import { EXPORT, serveDisk } from './setting.ts';
+import { EXPORT, serveDisk } from '../support/setting.ts';
 
 interface ExportInfo {
   readonly 'export-name': string;
@@ -63,7 +63,7 @@ test.serial('an export that does not exist is refused by name', async (t) => {
 
 test.serial('nbdcopy there and back gives the same bytes', async (t) => {
   t.timeout(180_000);
-  const { daemon, folder, origin, sizeBytes, uri } = await serveDisk(t);
+  const { daemon, folder, originFile, sizeBytes, uri } = await serveDisk(t);
   const source = join(folder, 'source');
   const back = join(folder, 'back');
   writeContentFile(source, sizeBytes, 1);
@@ -71,7 +71,7 @@ test.serial('nbdcopy there and back gives the same bytes', async (t) => {
   await run('nbdcopy', ['--connections=4', uri, back]);
   t.is(firstDifference(source, back, sizeBytes), null);
   await ask(daemon, 'drain');
-  t.is(firstDifference(source, origin.file, sizeBytes), null);
+  t.is(firstDifference(source, originFile, sizeBytes), null);
 });
 
 test.serial('nbddump shows zeroes where nothing was written and data where it was', async (t) => {

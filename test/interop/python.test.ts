@@ -3,7 +3,7 @@
 import { join } from 'node:path';
 import test from 'ava';
 import { projectRoot, run } from '../support/process.ts';
-import { serveDisk } from './setting.ts';
+import { serveDisk } from '../support/setting.ts';
 
 /** Debian's own interpreter is the one that python3-libnbd is for. */
 const PYTHON = '/usr/bin/python3';

@@ -5,7 +5,7 @@ import test from 'ava';
 import { writeContentFile } from '../support/content.ts';
 import { run, runAnyway } from '../support/process.ts';
 import { ask } from '../support/ringfence.ts';
-import { serveDisk } from './setting.ts';
+import { serveDisk } from '../support/setting.ts';
 
 /** Runs qemu-io commands on an export; throws when a pattern did not match. */
 async function qemuIo(uri: string, commands: readonly string[]): Promise<string> {
@@ -60,14 +60,14 @@ test.serial(
   'qemu-img converts onto the export and finds it equal, also after a drain',
   async (t) => {
     t.timeout(180_000);
-    const { daemon, folder, origin, sizeBytes, uri } = await serveDisk(t);
+    const { daemon, folder, originFile, sizeBytes, uri } = await serveDisk(t);
     const source = join(folder, 'source.raw');
     writeContentFile(source, sizeBytes, 2);
     await run('qemu-img', ['convert', '-n', '-p', '-f', 'raw', '-O', 'raw', source, uri]);
     const compare = ['compare', '-f', 'raw', '-F', 'raw', source];
     t.regex(await run('qemu-img', [...compare, uri]), /identical/);
     await ask(daemon, 'drain');
-    t.regex(await run('qemu-img', [...compare, origin.file]), /identical/);
+    t.regex(await run('qemu-img', [...compare, originFile]), /identical/);
     await run('qemu-io', ['--format', 'raw', '-c', 'write -P 9 5M 1', uri]);
     t.is((await runAnyway('qemu-img', [...compare, uri])).exitCode, 1);
   },

@@ -5,20 +5,20 @@ import { KIB, MIB } from '../support/loop.ts';
 import { COMMAND, connectNbd, type NbdConnection, requestHeader } from '../support/nbd-client.ts';
 import { waitUntil } from '../support/process.ts';
 import { readMetric, socketPath } from '../support/ringfence.ts';
-import { EXPORT, type Setting, serveDisk } from './setting.ts';
+import { EXPORT, type ServedDisk, serveDisk } from '../support/setting.ts';
 
-function connect({ daemon }: Setting): Promise<NbdConnection> {
+function connect({ daemon }: ServedDisk): Promise<NbdConnection> {
   return connectNbd({ path: socketPath(daemon.setup) }, EXPORT);
 }
 
 /** Connections that the daemon counts now. */
-async function connections({ daemon }: Setting): Promise<number> {
+async function connections({ daemon }: ServedDisk): Promise<number> {
   const samples = await readMetric(daemon, 'ringfence_connections');
   return [...samples.values()].reduce((total, value) => total + value, 0);
 }
 
 /** Bytes of the reserve that are in use for connections. */
-async function receiveBytesInUse({ daemon }: Setting): Promise<number> {
+async function receiveBytesInUse({ daemon }: ServedDisk): Promise<number> {
   const samples = await readMetric(daemon, 'ringfence_reserve_bytes');
   const used = [...samples].filter(
     ([labels]) => labels.includes('pool="receive"') && labels.includes('state="used"'),

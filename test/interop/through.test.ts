@@ -11,7 +11,7 @@ import { KIB, MIB } from '../support/loop.ts';
 import { connectNbd, type NbdConnection } from '../support/nbd-client.ts';
 import { run } from '../support/process.ts';
 import { ask, readMetric, socketPath, stopDaemon } from '../support/ringfence.ts';
-import { EXPORT, type Setting, serveDisk } from './setting.ts';
+import { EXPORT, type ServedDisk, serveDisk } from '../support/setting.ts';
 
 const CACHE_BYTES = 64 * MIB;
 const TOTAL_BYTES = 4 * CACHE_BYTES;
@@ -56,7 +56,7 @@ async function onAll<T>(
   await Promise.all(connections.flatMap((connection) => [lane(connection), lane(connection)]));
 }
 
-async function connectAll({ daemon }: Setting): Promise<NbdConnection[]> {
+async function connectAll({ daemon }: ServedDisk): Promise<NbdConnection[]> {
   const path = socketPath(daemon.setup);
   return Promise.all(Array.from({ length: CONNECTIONS }, () => connectNbd({ path }, EXPORT)));
 }
@@ -69,7 +69,7 @@ for (const order of ['strict', 'relaxed'] as const) {
       sizeBytes: TOTAL_BYTES,
       options: `order=${order}`,
     });
-    const { daemon, folder, origin } = setting;
+    const { daemon, folder, originFile } = setting;
     const connections = await connectAll(setting);
     const all = pieces(TOTAL_BYTES);
     let written = 0;
@@ -95,7 +95,7 @@ for (const order of ['strict', 'relaxed'] as const) {
 
     const expected = `${folder}/expected`;
     writeContentFile(expected, TOTAL_BYTES, SEED);
-    t.is(firstDifference(expected, origin.file, TOTAL_BYTES), null);
+    t.is(firstDifference(expected, originFile, TOTAL_BYTES), null);
   });
 }
 
