@@ -9,6 +9,7 @@ import { setImmediate as turn } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import test, { type ExecutionContext } from 'ava';
 import type { Native, NativeEngine, NativeEvent, NativeOpenOptions } from '../../daemon/native.ts';
+import { ENGINE } from '../support/engine.ts';
 
 const require = createRequire(import.meta.url);
 const native: Native = require('#binding');
@@ -32,16 +33,7 @@ async function prepared(t: ExecutionContext): Promise<NativeOpenOptions & { fold
   return {
     folder,
     cachePath,
-    reserveBytes: 64n << 20n,
-    connectionsMax: 8,
-    spinUs: 0,
-    cpu: null,
-    destageHighPercent: 50,
-    destageAgeMs: 5_000,
-    destageIdleMs: 500,
-    acceptLoss: false,
-    indexBytes: null,
-    memoryTierPercent: 10,
+    ...ENGINE,
     exports: [{ ...served, dirtyBytesMax: null, waitMs: 1000, originTimeoutMs: 1000 }],
   };
 }

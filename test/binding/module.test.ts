@@ -6,6 +6,7 @@ import { promisify } from 'node:util';
 import { Worker } from 'node:worker_threads';
 import test from 'ava';
 import type { Native, NativeOpenOptions } from '../../daemon/native.ts';
+import { ENGINE } from '../support/engine.ts';
 
 const require = createRequire(import.meta.url);
 const native: Native = require('#binding');
@@ -15,16 +16,7 @@ const nowhere = join(tmpdir(), 'ringfence-there-is-no-such-device');
 function options(changes: Partial<NativeOpenOptions>): NativeOpenOptions {
   return {
     cachePath: nowhere,
-    reserveBytes: 64n << 20n,
-    connectionsMax: 4,
-    spinUs: 0,
-    cpu: null,
-    destageHighPercent: 50,
-    destageAgeMs: 5_000,
-    destageIdleMs: 500,
-    acceptLoss: false,
-    indexBytes: null,
-    memoryTierPercent: 10,
+    ...ENGINE,
     exports: [],
     ...changes,
   };

@@ -8,6 +8,7 @@ import { rmSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 import test from 'ava';
 import { createRandom, firstDifference } from '../support/content.ts';
+import { median } from '../support/figures.ts';
 import { MIB, temporaryFolder } from '../support/loop.ts';
 import { connectNbd, type NbdConnection } from '../support/nbd-client.ts';
 import { startProcess, waitUntil } from '../support/process.ts';
@@ -32,11 +33,6 @@ const DEPTH = 8;
 
 async function connectAll(path: string): Promise<NbdConnection[]> {
   return Promise.all(Array.from({ length: CONNECTIONS }, () => connectNbd({ path }, 'disk')));
-}
-
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
 }
 
 test.serial('nothing flushed is lost and nothing is torn when the daemon is killed', async (t) => {

@@ -4,9 +4,9 @@
  * `RINGFENCE_MEMORY_SECONDS` sets how long the load lasts (60).
  */
 
-import { readFileSync } from 'node:fs';
 import { setTimeout } from 'node:timers/promises';
 import test from 'ava';
+import { residentBytes } from '../support/figures.ts';
 import { MIB } from '../support/loop.ts';
 import { run } from '../support/process.ts';
 import {
@@ -41,9 +41,7 @@ async function outsideHeapBytes(daemon: Daemon): Promise<number> {
     same = now === heapBytes ? same + 1 : 0;
     heapBytes = now;
   }
-  const status = readFileSync(`/proc/${daemon.background.pid}/status`, 'latin1');
-  const residentKib = Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]);
-  return residentKib * 1024 - heapBytes;
+  return residentBytes(daemon.background.pid) - heapBytes;
 }
 
 async function load(daemon: Daemon, seconds: number): Promise<void> {

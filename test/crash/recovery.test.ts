@@ -5,9 +5,10 @@
  * much is written to it in blocks of 4 KiB (five eighths of it); both devices lie in `TMPDIR`.
  */
 
-import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, readSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
+import { median, residentBytes } from '../support/figures.ts';
 import { bytesRead, KIB, MIB } from '../support/loop.ts';
 import { run } from '../support/process.ts';
 import {
@@ -115,16 +116,6 @@ async function fioBlocks(daemon: Daemon, ...args: readonly string[]): Promise<vo
   );
 }
 
-function median(values: readonly number[]): number {
-  const sorted = values.toSorted((a, b) => a - b);
-  return sorted[Math.floor(sorted.length / 2)] ?? Number.NaN;
-}
-
-function residentMib(daemon: Daemon): number {
-  const status = readFileSync(`/proc/${daemon.background.pid}/status`, 'latin1');
-  return Number(/^VmRSS:\s+(\d+) kB$/m.exec(status)?.[1]) / KIB;
-}
-
 test.serial('a start reads the footers, and records only of the newest segments', async (t) => {
   t.timeout(4 * TIMEOUT_MS);
   const bytes = CACHE_MIB * MIB;
@@ -149,7 +140,7 @@ test.serial('a start reads the footers, and records only of the newest segments'
   // It has given footers to the segments that lacked them: now there is nothing else to read.
   const later: Awaited<ReturnType<typeof recover>>[] = [];
   for (let time = 0; time < TIMES; time += 1) later.push(await recover());
-  const resident = residentMib(daemon);
+  const resident = residentBytes(daemon.background.pid);
   await fioBlocks(daemon, '--rw=read');
   await killDaemon(daemon);
 
@@ -169,7 +160,7 @@ test.serial('a start reads the footers, and records only of the newest segments'
   t.log(`first start after the kill: ${inMib(first.bytes)} read, ${first.ms} ms`);
   t.log(
     `${TIMES} more: ${inMib(laterBytes)} read, ${laterMs} ms (${later.map(({ ms }) => ms)}), ` +
-      `${(laterMs / fioMs).toFixed(2)} of fio; ${resident.toFixed(0)} MiB resident`,
+      `${(laterMs / fioMs).toFixed(2)} of fio; ${inMib(resident)} resident`,
   );
 
   const written = Math.min(WRITTEN_MIB, CACHE_MIB / 2);

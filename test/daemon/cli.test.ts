@@ -333,7 +333,8 @@ test('status is JSON for programs and a table for people', async (t) => {
   t.regex(people.output, /The cache device failed/);
 });
 
-test('flush and drain name their export', async (t) => {
+/** A daemon's control socket, and what it was asked. */
+async function controlServer(t: ExecutionContext) {
   const control = join(await temporaryFolder(t), 'control.sock');
   const asked: unknown[] = [];
   const server = await startControlServer(control, async (request) => {
@@ -341,6 +342,11 @@ test('flush and drain name their export', async (t) => {
     return null;
   });
   t.teardown(() => server.close());
+  return { control, asked };
+}
+
+test('flush and drain name their export', async (t) => {
+  const { control, asked } = await controlServer(t);
   const self = command();
   t.is(await self.run('flush', '--control', control), 0);
   t.is(await self.run('drain', 'disk', '--control', control), 0);
@@ -352,13 +358,7 @@ test('flush and drain name their export', async (t) => {
 });
 
 test('resolve names its export and wants the loss to be accepted', async (t) => {
-  const control = join(await temporaryFolder(t), 'control.sock');
-  const asked: unknown[] = [];
-  const server = await startControlServer(control, async (request) => {
-    asked.push(request);
-    return null;
-  });
-  t.teardown(() => server.close());
+  const { control, asked } = await controlServer(t);
   const self = command();
   t.is(await self.run('resolve', 'disk', '--control', control), 2);
   t.regex(self.errors, /--accept-loss/);

@@ -1,6 +1,7 @@
 import test from 'ava';
 import { createCatalogue, createConnections, HANDSHAKE_MS_MAX } from '../../daemon/connections.ts';
 import { parseExport } from '../../daemon/exports.ts';
+import { ENGINE } from '../support/engine.ts';
 import { type Call, createFakeNative, type FakeNative } from './fake-native.ts';
 import { type RecordedLog, recordedLog } from './recorded-log.ts';
 
@@ -32,20 +33,15 @@ interface World extends RecordedLog {
   send(connection: number, bytes: Buffer): void;
 }
 
-async function world(): Promise<World> {
+async function openFake() {
   const native = createFakeNative();
   const exports = EXPORTS.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
-  const ring = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
-  const options = {
-    ...ring,
-    destageHighPercent: 50,
-    destageAgeMs: 0,
-    destageIdleMs: 0,
-    acceptLoss: false,
-    indexBytes: null,
-    memoryTierPercent: 10,
-  };
-  const engine = await native.open({ ...options, exports }, () => undefined);
+  const engine = await native.open({ ...ENGINE, cachePath: '/c', exports }, () => undefined);
+  return { native, engine };
+}
+
+async function world(): Promise<World> {
+  const { native, engine } = await openFake();
   native.calls.length = 0;
   const recorded = recordedLog();
   const self: World = {
@@ -166,19 +162,7 @@ test('while the daemon stops, options are refused', async (t) => {
 });
 
 test('the catalogue has the sizes that the engine found', async (t) => {
-  const native = createFakeNative();
-  const exports = EXPORTS.map(({ origin, ...rest }) => ({ ...rest, originPath: origin }));
-  const ring = { cachePath: '/c', reserveBytes: 0n, connectionsMax: 1, spinUs: 0, cpu: null };
-  const options = {
-    ...ring,
-    destageHighPercent: 50,
-    destageAgeMs: 0,
-    destageIdleMs: 0,
-    acceptLoss: false,
-    indexBytes: null,
-    memoryTierPercent: 10,
-  };
-  const engine = await native.open({ ...options, exports }, () => undefined);
+  const { engine } = await openFake();
   const catalogue = createCatalogue(engine, EXPORTS);
   t.deepEqual(
     catalogue.list().map(({ name, sizeBytes, readOnly }) => [name, sizeBytes, readOnly]),
