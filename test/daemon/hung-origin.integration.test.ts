@@ -90,20 +90,22 @@ async function errnoOf(request: Promise<unknown>): Promise<number | null> {
   }
 }
 
+const range = (count: number): number[] => Array.from({ length: count }, (_, index) => index);
+
 /** A cache with a healthy export "well" beside one whose origin is `sick`. */
 async function serveBoth(
   t: ExecutionContext,
   scope: Scope,
   folder: string,
   sick: FuseOrigin,
-  options = 'wait=1s,origin-timeout=500ms',
+  sickOptions = 'wait=1s,origin-timeout=500ms',
 ): Promise<Daemon> {
   const { device } = await loopDevice(scope, folder, 'cache', 64 * MIB);
   const well = sparseFile(folder, 'well', 64 * MIB);
   await formatCache(device);
   const exports = [
-    { name: 'sick', origin: sick.path, options },
-    { name: 'well', origin: well },
+    { name: 'sick', origin: sick.path, options: sickOptions },
+    { name: 'well', origin: well, options: 'wait=5s' },
   ];
   const setup = await daemonSetup({ cache: device, exports, folder });
   t.log(`cache on ${device}`);
@@ -144,6 +146,33 @@ test.serial('an orderly stop ends while an origin hangs, and the cache is free',
   t.deepEqual(await back.read(0, MIB), data, 'what the origin lacked is still there');
   await ask(again, 'drain', 'sick');
   await stopDaemon(again);
+});
+
+test.serial('files as origins are served while a file as origin hangs', async (t) => {
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const sick = await fuseOrigin(scope, folder, 64 * MIB);
+  const daemon = await serveBoth(t, scope, folder, sick);
+  const ill = await client(scope, daemon, 'sick');
+  const well = await client(scope, daemon, 'well');
+  sick.fuse.signal('SIGSTOP');
+  // Writes, and more reads than the origin may have with the kernel.
+  for (const index of range(16)) await ill.write((2 * index + 1) * MIB, makeContent(MIB, index, 0));
+  const drained = ask(daemon, 'drain', 'sick');
+  const asked = range(64).map((index) => errnoOf(ill.read(index * MIB + MIB / 2, BLOCK)));
+  await untilState(daemon, 'sick', 'down');
+  for (const round of range(4)) {
+    const reads = range(8).map((index) => errnoOf(well.read((8 * round + index) * MIB, BLOCK)));
+    t.deepEqual(new Set(await Promise.all(reads)), new Set([null]), `misses of round ${round}`);
+    await well.write((32 + round) * MIB, makeContent(MIB, 50 + round, 0));
+    await ask(daemon, 'drain', 'well');
+  }
+  t.true((await Promise.all(asked)).includes(EIO));
+  t.is(await stateOf(daemon, 'sick'), 'down');
+  t.is(await stateOf(daemon, 'well'), 'up');
+  sick.fuse.signal('SIGCONT');
+  await drained;
+  await stopDaemon(daemon);
 });
 
 test.serial('an origin that fails gives EIO for its blocks, and keeps what is dirty', async (t) => {

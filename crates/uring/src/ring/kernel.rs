@@ -17,7 +17,6 @@ const ENTRIES: u32 = 1024;
 /// Kernel threads for what cannot be done without blocking, beyond those that origin requests may
 /// keep busy: the cache device's flushes find one free.
 const WORKERS_SPARE: u32 = 16;
-const WORKERS_UNBOUNDED: u32 = 8;
 
 /// Places in the table of registered files.
 pub mod file {
@@ -93,7 +92,11 @@ impl Kernel {
         let uring = ring_setup::build(ENTRIES, completions)?;
         let submitter = uring.submitter();
         submitter.register_files_sparse(file::CONNECTIONS + connections)?;
-        submitter.register_iowq_max_workers(&mut [workers, WORKERS_UNBOUNDED])?;
+        // Each of the kernel's two kinds of workers must do for all origins: reads and writes of
+        // files go to the "unbounded" ones (the kernel has not looked the place in the table up yet
+        // and does not see a regular file), flushes, zeroes and what block devices make wait to
+        // the "bounded" ones.
+        submitter.register_iowq_max_workers(&mut [workers, workers])?;
         // SAFETY: the mapping outlives the ring: `self` keeps it.
         let fixed_buffers = unsafe { submitter.register_buffers(&mapping.pieces()) }.is_ok();
         Ok(Self { uring, mapping, fixed_buffers, counters })
