@@ -16,6 +16,9 @@ const WEIGHT: u64 = 16;
 /// Turns that carry more requests than this on average have company in the queue: whoever waits
 /// there does not wait for the wake-up, and batches are cheaper than spinning.
 const REQUESTS_PER_TURN_MAX: u64 = 2;
+/// With more requests than this in flight on average when there is nothing to do, it is a device
+/// that is waited for and not a client, and its queue hides the wake-up.
+const IN_FLIGHT_MAX: u64 = 2;
 /// Connections that are tried directly; with more of them a system call each is too many.
 pub const CONNECTIONS_MAX: usize = 4;
 /// Requests after a change of way that are not timed: the scheduler may move threads.
@@ -48,6 +51,8 @@ pub struct Spin {
     gap_ns: u64,
     /// Average requests per turn that had any, times [`WEIGHT`].
     requests: u64,
+    /// Average requests in flight when there was nothing to do, times [`WEIGHT`].
+    in_flight: u64,
     /// The way in use: spinning, or sleeping at once.
     spinning: bool,
     /// Whether the other way is tried.
@@ -71,6 +76,7 @@ impl Spin {
             limit_ns,
             gap_ns: u64::MAX / WEIGHT,
             requests: WEIGHT,
+            in_flight: 0,
             spinning: false,
             tries: limit_ns > 0,
             phase: Phase::Steady { left: 0 },
@@ -97,12 +103,14 @@ impl Spin {
     /// Whether spinning could be of use. Gaps are measured with the wake-up in them, so they may
     /// be longer than the time to spin.
     fn is_worth_a_trial(&self) -> bool {
-        let few = self.requests <= REQUESTS_PER_TURN_MAX * WEIGHT;
+        let few = self.requests <= REQUESTS_PER_TURN_MAX * WEIGHT
+            && self.in_flight <= IN_FLIGHT_MAX * WEIGHT;
         few && self.gap_ns < self.limit_ns * 2
     }
 
-    /// There was nothing to do for `gap_ns`.
-    pub fn idle(&mut self, gap_ns: u64) {
+    /// There was nothing to do for `gap_ns`, while so many requests were in flight.
+    pub fn idle(&mut self, gap_ns: u64, in_flight: u64) {
+        self.in_flight = (self.in_flight * (WEIGHT - 1) + in_flight * WEIGHT) / WEIGHT;
         // A long sleep says only that it was long: it must not take a thousand turns to forget.
         let gap_ns = gap_ns.min(self.limit_ns * 4);
         self.gap_ns = self.gap_ns.min(self.limit_ns * 4);
@@ -205,7 +213,7 @@ mod tests {
             let took_ns = if spins { spinning_ns } else { sleeping_ns };
             spun += u64::from(spins);
             *now_ns += took_ns;
-            spin.idle(took_ns / 2);
+            spin.idle(took_ns / 2, 0);
             spin.turn(1, *now_ns);
         }
         spun
@@ -274,5 +282,22 @@ mod tests {
         assert!(spin.limit_ns().is_some());
         (0..200).for_each(|_| spin.turn(16, now_ns));
         assert_eq!(spin.limit_ns(), None, "a deep queue");
+    }
+
+    /// Reads from a device come back one by one, and so do the client's next requests: turns are
+    /// small although many requests are in flight.
+    #[test]
+    fn a_device_that_is_waited_for_keeps_it_off() {
+        let (mut spin, mut now_ns) = (Spin::new(50_000), 0);
+        serve(&mut spin, &mut now_ns, 10_000, (70_000, 30_000));
+        assert!(spin.limit_ns().is_some());
+        for _ in 0..10_000 {
+            now_ns += if spin.limit_ns().is_some() { 30_000 } else { 70_000 };
+            spin.idle(10_000, 31);
+            spin.turn(1, now_ns);
+        }
+        assert_eq!(spin.limit_ns(), None, "a device with a deep queue");
+        serve(&mut spin, &mut now_ns, 10_000, (70_000, 30_000));
+        assert!(spin.limit_ns().is_some(), "one request at a time again");
     }
 }

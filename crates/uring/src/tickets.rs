@@ -64,6 +64,12 @@ impl Tickets {
         !self.free.is_empty() && self.quota.room(export) > 0
     }
 
+    /// Tickets that are not free.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.steps.len() - self.free.len()
+    }
+
     /// Takes a ticket.
     ///
     /// # Panics

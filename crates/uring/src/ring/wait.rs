@@ -24,6 +24,7 @@ impl<C: Core> Ring<C> {
         }
         let deadline_ns = self.deadline_ns();
         let idle_since_ns = monotonic_ns();
+        let in_flight = self.tickets.in_flight() as u64;
         let found = !self.spinning.is_empty() && {
             self.kernel.submit();
             self.spin_until(idle_since_ns, deadline_ns)
@@ -32,7 +33,7 @@ impl<C: Core> Ring<C> {
             self.arm_spinning();
             self.sleep(deadline_ns);
         }
-        self.spin.idle(monotonic_ns().saturating_sub(idle_since_ns));
+        self.spin.idle(monotonic_ns().saturating_sub(idle_since_ns), in_flight);
     }
 
     fn sleep(&mut self, deadline_ns: Option<u64>) {
