@@ -414,6 +414,24 @@ impl Client {
         (error, u64::from_be_bytes(bytes[8..16].try_into().expect("eight")))
     }
 
+    /// Takes whatever comes up to the end of one answer, simple or in chunks, without an error.
+    pub fn any_reply(&mut self) {
+        loop {
+            let head = self.read(16);
+            if head[..4] == 0x6744_6698_u32.to_be_bytes() {
+                assert_eq!(head[4..8], [0; 4], "no error");
+                return;
+            }
+            assert_eq!(head[..4], 0x668e_33ef_u32.to_be_bytes(), "a chunk");
+            assert_eq!(head[6] & 0x80, 0, "no error");
+            let length = u32::from_be_bytes(self.read(4).try_into().expect("four"));
+            self.read(length as usize);
+            if head[5] & 1 == 1 {
+                return;
+            }
+        }
+    }
+
     /// A chunk: flags, type, cookie, payload.
     pub fn chunk(&mut self) -> (u16, u16, u64, Vec<u8>) {
         let bytes = self.read(20);
