@@ -13,12 +13,25 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
 
 /// No reply for so long means that there will be none: only ever the end of a failing test.
 const PATIENCE: Duration = Duration::from_secs(20);
 static HOSTS: AtomicU32 = AtomicU32::new(0);
+static SHOW_PANICS: Once = Once::new();
+
+/// A ring's panic ends the process, and with it what the test harness has caught of its message.
+fn show_panics_of_rings() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        if std::thread::current().name() == Some("ringfence-ring") {
+            let stderr = std::fs::File::options().append(true).open("/dev/stderr");
+            let _shown = stderr.and_then(|mut stderr| writeln!(stderr, "{info}"));
+        }
+        before(info);
+    }));
+}
 
 /// What a test may do to the disk while it runs.
 #[derive(Debug, Default)]
@@ -242,6 +255,7 @@ impl Host {
 
     /// A host over whatever `start` starts.
     pub fn over(start: impl FnOnce(Box<dyn Fn() + Send>) -> Runtime) -> Self {
+        SHOW_PANICS.call_once(show_panics_of_rings);
         let (ring, rung) = mpsc::channel();
         let bell = Box::new(move || {
             let _nobody_listens = ring.send(());
