@@ -61,8 +61,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
 }
 
 fn count() {
-    // A thread whose locals are gone is ending; it is not the ring. A panic allocates for its message,
-    // which must come out: the process ends of it anyway.
+    // A thread whose locals are gone is ending; it is not the ring. A panic allocates for its
+    // message, which must come out: the process ends of it anyway.
     if WATCHED.try_with(Cell::get).unwrap_or(false) && !std::thread::panicking() {
         ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
         if ABORT.load(Ordering::Relaxed) {
