@@ -18,6 +18,7 @@ import {
   exportUri,
   freePort,
   killDaemon,
+  readMetric,
   startDaemon,
   stopDaemon,
 } from '../support/ringfence.ts';
@@ -27,6 +28,7 @@ import {
   fillAndRemount,
   type GuestServer,
   killBetweenSyncAndRemount,
+  outlastDeadTimeout,
   restartSupervisor,
   restartWhileWriting,
 } from './scenarios.ts';
@@ -66,6 +68,12 @@ test.serial(
     mark(`killed and stopped ${KILLS} times each while mounted; ${files} files compared, checked`);
     await restartSupervisor(guest, server);
     mark('ringfence attach killed, started again, and ended');
+    await outlastDeadTimeout(guest, server, async () => {
+      const connections = await readMetric(daemon, 'ringfence_connections');
+      return connections.get('{export="disk"}') ?? 0;
+    });
+    await server.start();
+    mark('four connections replaced; requests failed after the dead timeout; detached by force');
 
     const served = join(folder, 'served');
     await run('nbdcopy', [exportUri(setup, 'disk'), served]);

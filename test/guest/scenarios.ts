@@ -85,9 +85,14 @@ export async function killBetweenSyncAndRemount(guest: Guest, server: GuestServe
 }
 
 /** Attaches as `ringfence serve` says, and stays. What was on its way is sent again after 2 s. */
-export async function attachForGood(guest: Guest, place: string, name: string): Promise<void> {
+export async function attachForGood(
+  guest: Guest,
+  place: string,
+  name: string,
+  options = '',
+): Promise<void> {
   await guest.run(`${ringfencePrelude}
-    nohup node "$RINGFENCE" attach '${name}' ${DEVICE} --connect '${place}' --resend 2s \
+    nohup node "$RINGFENCE" attach '${name}' ${DEVICE} --connect '${place}' --resend 2s ${options} \
       > /run/attach.log 2>&1 &
     echo $! > /run/attach.pid
     for i in $(seq 600); do
@@ -231,4 +236,52 @@ export async function restartSupervisor(guest: Guest, server: GuestServer): Prom
   const end = await endAttach(guest, 'TERM');
   if (!end.includes('is detached.')) throw new Error(`not detached: ${end}`);
   await guest.run('test ! -e /sys/block/nbd0/pid');
+}
+
+/**
+ * Several connections, all of them replaced when the server comes back; then a server that is away
+ * for longer than requests wait for it, and a device that is detached by force, while it is in use.
+ * The server is not started again.
+ *
+ * @param count tells how many clients the server has
+ */
+export async function outlastDeadTimeout(
+  guest: Guest,
+  server: GuestServer,
+  count: () => Promise<number>,
+): Promise<void> {
+  const place = `${HOST}:${server.port}`;
+  const connections = 4;
+  const counted = async (): Promise<void> =>
+    waitUntil(
+      async () => (await count()) === connections,
+      () => `not ${connections} connections:\n${guest.console()}`,
+    );
+  const options = `--connections ${connections} --dead-timeout 3s`;
+  await attachForGood(guest, place, server.exportName, options);
+  await counted();
+  // Without a journal to replay later, since this mount will be cut off.
+  await guest.run(`mount -o ro ${DEVICE} /mnt`);
+  await server.kill();
+  await server.start();
+  await attachedAgain(guest, connections);
+  await counted();
+  await guest.run(`${dropCaches} && ${compareFiles}`);
+
+  await server.kill();
+  const read = `dd if=${DEVICE} of=/run/read bs=4096 count=1 iflag=direct`;
+  const { exitCode, output } = await guest.runAnyway(read, 60_000);
+  if (exitCode === 0 || !output.includes('Input/output error')) {
+    throw new Error(`no error without a server: ${output}`);
+  }
+  // The kernel keeps the device, and with it its supervisor, for those who have it open.
+  const said = await guest.run(`${ringfencePrelude}
+    grep 'fail from now on' /run/attach.log
+    node "$RINGFENCE" detach --force ${DEVICE}
+    mountpoint -q /mnt && umount /mnt
+    for i in $(seq 200); do kill -0 $(cat /run/attach.pid) 2>/dev/null || break; sleep 0.1; done
+    ! kill -0 $(cat /run/attach.pid) 2>/dev/null
+    test ! -e /sys/block/nbd0/pid
+    cat /run/attach.log`);
+  if (!said.includes('detached by somebody else')) throw new Error(`attach said: ${said}`);
 }
