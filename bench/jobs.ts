@@ -34,6 +34,12 @@ export interface Job {
   readonly depth: number;
   /** A flush after this many writes; 0: none. */
   readonly flushEvery: number;
+  /**
+   * Whether fio replays a list of requests. Asked for `--fsync=32`, fio 3.33 sends 32 writes and
+   * then turns each request that its queue has room for into a flush, until a write follows: at
+   * depth 32 as many flushes as writes. One flush each 32 has to be put into a list.
+   */
+  readonly replayed: boolean;
   /** The job stays below this offset. */
   readonly areaBytes: number;
   readonly preparation: Preparation;
@@ -60,6 +66,7 @@ const base = {
   blockBytes: 4096,
   depth: 32,
   flushEvery: 0,
+  replayed: false,
   areaBytes: EXPORT_BYTES,
   preparation: 'none',
   cpuBelow: [],
@@ -87,6 +94,18 @@ export const jobs: readonly Job[] = [
     ...base,
     name: 'randwrite-32-flush',
     title: 'random writes, depth 32, a flush each 32',
+    pattern: 'randwrite',
+    flushEvery: 32,
+    replayed: true,
+    targets: [
+      { peer: 'qemu-nbd', ratioMin: 2.0 },
+      { peer: 'bare device', ratioMin: 1.2 },
+    ],
+  },
+  {
+    ...base,
+    name: 'randwrite-32-fsync',
+    title: 'the same as `fio --fsync=32` sends it, many flushes after each 32',
     pattern: 'randwrite',
     flushEvery: 32,
     targets: [

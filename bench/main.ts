@@ -2,12 +2,12 @@
 
 import { mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Command, InvalidArgumentError } from 'commander';
+import { Command, InvalidArgumentError, Option } from 'commander';
 import { projectRoot } from '../test/support/process.ts';
 import { createScope, type Scope } from '../test/support/scope.ts';
 import { CACHE_BYTES, type Job, jobs, SMALL_CACHE_BYTES } from './jobs.ts';
 import { cpusOf, describeMachine, type Placement } from './machine.ts';
-import { measureRound, prepare, type Round } from './measure.ts';
+import { measureRound, prepare, type Round, type Setting } from './measure.ts';
 import { insertResults, type Results, renderResults, type Series } from './report.ts';
 import { type Devices, makeDevices, type Server, startServers, startSustained } from './servers.ts';
 
@@ -54,17 +54,18 @@ async function runJob(
   job: Job,
   servers: readonly Server[],
   placement: Placement,
+  folder: string,
   options: Options,
 ): Promise<Series[]> {
-  const cpus = cpusOf(placement);
-  for (const server of servers) await prepare(job, server, cpus);
+  const setting: Setting = { cpus: cpusOf(placement), seconds: options.seconds, folder };
+  for (const server of servers) await prepare(job, server, setting.cpus);
   const collected = servers.map((server) => ({ server, rounds: [] as Round[], discarded: 0 }));
   for (let turn = 0; turn < options.rounds; turn += 1) {
     for (const entry of collected) {
       const { server } = entry;
       const measure = async (): Promise<Round> => {
         await server.settle();
-        const round = await measureRound(job, server, cpus, options.seconds, turn + 1);
+        const round = await measureRound(job, server, setting, turn + 1);
         await server.settle();
         return round;
       };
@@ -94,7 +95,7 @@ async function runPlacement(
     const servers = await startServers(scope, folder, cpusOf(placement), devices);
     const series: Series[] = [];
     for (const job of options.jobs) {
-      series.push(...(await runJob(job, servers, placement, options)));
+      series.push(...(await runJob(job, servers, placement, folder, options)));
     }
     return series;
   } finally {
@@ -110,9 +111,10 @@ async function runSustained(folder: string, devices: Devices): Promise<Results['
   try {
     const cpus = cpusOf('pinned');
     const server = await startSustained(scope, folder, cpus, SMALL_CACHE_BYTES, devices.origin);
+    const setting: Setting = { cpus, seconds: SUSTAINED_SECONDS / 2, folder };
     // The first half fills the log; only the second one counts.
-    await measureRound(job, server, cpus, SUSTAINED_SECONDS / 2, 1);
-    const { perSecond } = await measureRound(job, server, cpus, SUSTAINED_SECONDS / 2, 2);
+    await measureRound(job, server, setting, 1);
+    const { perSecond } = await measureRound(job, server, setting, 2);
     return { perSecond, seconds: SUSTAINED_SECONDS };
   } finally {
     await scope.close();
@@ -178,11 +180,16 @@ function parseOptions(argv: readonly string[]): Options {
     .description('Measures ringfence beside its peers and writes docs/benchmarks.md.')
     .option('--rounds <count>', 'rounds per job and server', parsePositive, ROUNDS_MIN)
     .option('--seconds <seconds>', 'length of a round', parsePositive, SECONDS_MIN)
-    .option('--jobs <names>', 'only these jobs, with commas between', parseJobs, jobs)
-    .option('--placements <which>', 'pinned, unpinned or both', parsePlacements, [
-      'pinned',
-      'unpinned',
-    ])
+    .addOption(
+      new Option('--jobs <names>', 'only these jobs, with commas between')
+        .argParser(parseJobs)
+        .default(jobs, 'all'),
+    )
+    .addOption(
+      new Option('--placements <which>', 'pinned, unpinned or both')
+        .argParser(parsePlacements)
+        .default(['pinned', 'unpinned'], 'both'),
+    )
     .option('--no-sustained', 'leave out the sustained job')
     .option('--foreign <share>', 'accepted CPU use of others', parsePositive, FOREIGN_SHARE_MAX)
     .option('--folder <path>', 'for the devices', join(projectRoot, '.ringfence', 'bench'));

@@ -1,16 +1,29 @@
 /** One round: one fio job on one server, with the server's CPU time and who else was busy. */
 
+import { join } from 'node:path';
 import { startProcess } from '../test/support/process.ts';
 import { createScope } from '../test/support/scope.ts';
 import type { Job } from './jobs.ts';
 import { type Cpus, foreignSeconds, sampleLoad } from './machine.ts';
+import { writeRequestList } from './replay.ts';
 import type { RingWork, Server } from './servers.ts';
+
+/** What all rounds of a job have in common. */
+export interface Setting {
+  readonly cpus: Cpus;
+  /** Length of a round. */
+  readonly seconds: number;
+  /** For what a round needs beside the devices. */
+  readonly folder: string;
+}
 
 /** What a round showed. */
 export interface Round {
   /** Requests of data per second; flushes are not counted. */
   readonly perSecond: number;
   readonly bytesPerSecond: number;
+  /** Flushes per request of data. */
+  readonly flushes: number;
   /** The server's CPU time per request of data in microseconds; null for the bare device. */
   readonly serverCpuUs: number | null;
   /** Latency of half and of 99 in 100 requests, in microseconds. */
@@ -35,14 +48,24 @@ interface FioJob {
   readonly error: number;
   readonly read: FioSide;
   readonly write: FioSide;
+  readonly sync: { readonly total_ios: number };
 }
 
-function fioArguments(job: Job, server: Server, seconds: number, seed: number): string[] {
+function fioArguments(job: Job, server: Server, setting: Setting, seed: number): string[] {
+  const { seconds, folder } = setting;
+  const common = [
+    ...['--output-format=json', `--name=${job.name}`, ...server.fioEngine, '--thread=1'],
+    ...[`--iodepth=${job.depth}`, `--size=${job.areaBytes}`, `--runtime=${seconds}`],
+  ];
+  if (job.replayed) {
+    const list = join(folder, 'requests');
+    writeRequestList(list, job, server.fioFile, seconds, seed);
+    return [...common, `--read_iolog=${list}`, '--replay_no_stall=1'];
+  }
   return [
-    ...['--output-format=json', `--name=${job.name}`, ...server.fioTarget],
-    ...[`--rw=${job.pattern}`, `--bs=${job.blockBytes}`, `--iodepth=${job.depth}`],
-    ...[`--size=${job.areaBytes}`, '--time_based=1', `--runtime=${seconds}`],
-    ...['--norandommap=1', '--randrepeat=0', `--randseed=${seed}`, '--thread=1'],
+    ...[...common, `--filename=${server.fioFile}`, '--time_based=1'],
+    ...[`--rw=${job.pattern}`, `--bs=${job.blockBytes}`],
+    ...['--norandommap=1', '--randrepeat=0', `--randseed=${seed}`],
     ...(job.flushEvery > 0 ? [`--fsync=${job.flushEvery}`] : []),
   ];
 }
@@ -93,13 +116,13 @@ function perRequest(
 export async function measureRound(
   job: Job,
   server: Server,
-  cpus: Cpus,
-  seconds: number,
+  setting: Setting,
   seed: number,
 ): Promise<Round> {
   const hitsBefore = await server.readHits();
   const ringBefore = await server.ringWork();
-  const result = await runFio(fioArguments(job, server, seconds, seed), cpus, server.pid);
+  const args = fioArguments(job, server, setting, seed);
+  const result = await runFio(args, setting.cpus, server.pid);
   const hitsAfter = await server.readHits();
   const ringAfter = await server.ringWork();
   const reads = job.pattern === 'randread' || job.pattern === 'read';
@@ -110,6 +133,7 @@ export async function measureRound(
   return {
     perSecond: side.total_ios / (side.runtime / 1000),
     bytesPerSecond: side.io_bytes / (side.runtime / 1000),
+    flushes: result.job.sync.total_ios / side.total_ios,
     serverCpuUs: server.pid === null ? null : (result.serverCpuS * 1e6) / side.total_ios,
     medianUs: (percentile['50.000000'] ?? Number.NaN) / 1000,
     p99Us: (percentile['99.000000'] ?? Number.NaN) / 1000,
@@ -123,8 +147,9 @@ export async function measureRound(
 export async function prepare(job: Job, server: Server, cpus: Cpus): Promise<void> {
   if (job.preparation === 'none') return;
   const once = (pattern: 'write' | 'read'): string[] => [
-    ...['--output-format=json', '--name=prepare', ...server.fioTarget, `--rw=${pattern}`],
-    ...['--bs=128k', '--iodepth=8', `--size=${job.areaBytes}`, '--thread=1'],
+    ...['--output-format=json', '--name=prepare', ...server.fioEngine, `--rw=${pattern}`],
+    ...[`--filename=${server.fioFile}`, `--size=${job.areaBytes}`],
+    ...['--bs=128k', '--iodepth=8', '--thread=1'],
   ];
   await runFio(once('write'), cpus, server.pid);
   if (job.preparation === 'warm') await runFio(once('read'), cpus, server.pid);

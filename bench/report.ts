@@ -112,12 +112,13 @@ function spreadTable(results: Results, placement: Placement): string[] {
       show(Math.max(...rates)),
       show(medianOf(series, (round) => round.p99Us)),
       Number.isFinite(hits) ? `${(100 * hits).toFixed(1)} %` : '–',
+      show(medianOf(series, (round) => round.flushes)),
       show(medianOf(series, (round) => round.ring?.systemCalls ?? null)),
       show(medianOf(series, (round) => round.ring?.sleeps ?? null)),
     ];
   });
   const head = ['job', 'lowest', 'median', 'highest', 'p99 in µs', 'hits'];
-  return table([...head, 'system calls', 'sleeps'], rows);
+  return table([...head, 'flushes', 'system calls', 'sleeps'], rows);
 }
 
 function placementSection(results: Results, placement: Placement): string[] {
@@ -132,7 +133,7 @@ function placementSection(results: Results, placement: Placement): string[] {
     'CPU time of the server per request, in microseconds:',
     ...['', ...figureTable(results, placement, (round) => round.serverCpuUs), ''],
     'ringfence, requests per second over the rounds, with latency and hits in the cache, and per ' +
-      'request the system calls of its ring thread and how often that slept:',
+      'request the flushes, the system calls of its ring thread and how often that slept:',
     ...['', ...spreadTable(results, placement), ''],
   ];
 }

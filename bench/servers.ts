@@ -21,8 +21,10 @@ import type { Cpus } from './machine.ts';
 /** A server, ready to be measured. */
 export interface Server {
   readonly name: ServerName;
-  /** fio's arguments that choose engine and place. */
-  readonly fioTarget: readonly string[];
+  /** fio's arguments that choose its engine, and where that engine connects to. */
+  readonly fioEngine: readonly string[];
+  /** What fio calls the disk. */
+  readonly fioFile: string;
   /** The process whose CPU time counts; null for the bare device. */
   readonly pid: number | null;
   /** Brings everything written so far to rest, so that nothing of it disturbs the next round. */
@@ -55,8 +57,9 @@ export async function writtenDevice(
   return attachLoop(scope, file);
 }
 
-function nbdTarget(uri: string): string[] {
-  return ['--ioengine=nbd', `--uri=${uri}`];
+/** fio as an NBD client; to that engine the name of the disk means nothing. */
+function nbdClient(uri: string): Pick<Server, 'fioEngine' | 'fioFile'> {
+  return { fioEngine: ['--ioengine=nbd', `--uri=${uri}`], fioFile: 'nbd' };
 }
 
 /** Starts a peer on a Unix socket. */
@@ -94,7 +97,7 @@ async function startNbdkit(
   ]);
   return {
     name: `nbdkit ${plugin}`,
-    fioTarget: nbdTarget(`nbd+unix:///?socket=${path}`),
+    ...nbdClient(`nbd+unix:///?socket=${path}`),
     pid,
     settle: async () => {
       // Its writes may still be in the page cache, on their way to the disk. They stay in the
@@ -119,7 +122,7 @@ async function startQemuNbd(
   ]);
   return {
     name: 'qemu-nbd',
-    fioTarget: nbdTarget(`nbd+unix:///?socket=${path}`),
+    ...nbdClient(`nbd+unix:///?socket=${path}`),
     pid,
     settle: async () => undefined,
     readHits: noCache,
@@ -163,7 +166,7 @@ export async function startRingfence(
   const daemon = await startDaemon(scope, setup);
   return {
     name: 'ringfence',
-    fioTarget: nbdTarget(exportUri(setup, 'disk')),
+    ...nbdClient(exportUri(setup, 'disk')),
     pid: daemon.background.pid,
     settle: async () => {
       await ask(daemon, 'drain');
@@ -208,7 +211,8 @@ export async function startServers(
 ): Promise<Server[]> {
   const bare: Server = {
     name: 'bare device',
-    fioTarget: ['--ioengine=io_uring', '--direct=1', `--filename=${devices.bare.device}`],
+    fioEngine: ['--ioengine=io_uring', '--direct=1'],
+    fioFile: devices.bare.device,
     pid: null,
     settle: async () => undefined,
     readHits: noCache,

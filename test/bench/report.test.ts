@@ -11,6 +11,7 @@ function series(server: Series['server'], rates: readonly number[], cpuUs: numbe
     (perSecond): Round => ({
       perSecond,
       bytesPerSecond: perSecond * 4096,
+      flushes: 0,
       serverCpuUs: cpuUs,
       medianUs: 100,
       p99Us: 200,
