@@ -6,8 +6,8 @@
 
 use crate::units::ExportSlot;
 
-/// Windows of 64 blocks that the ghost list remembers something of.
-const GHOSTS: usize = 1 << 16;
+/// Windows of 64 blocks that the ghost list remembers something of, at most.
+const GHOSTS_MAX: u64 = 1 << 16;
 
 /// Blocks of a window that were missed lately, a bit each.
 #[derive(Clone, Copy, Debug, Default)]
@@ -25,8 +25,11 @@ pub struct Admission {
 
 impl Admission {
     /// A policy that admits everything until told that the log has wrapped.
-    pub fn new(log_has_wrapped: bool) -> Self {
-        Self { ghosts: vec![Ghost::default(); GHOSTS].into(), log_has_wrapped }
+    /// It remembers as many windows as the log has blocks: a miss that was admitted later than that
+    /// would have left the log again.
+    pub fn new(log_has_wrapped: bool, log_blocks: u64) -> Self {
+        let ghosts = log_blocks.next_power_of_two().min(GHOSTS_MAX) as usize;
+        Self { ghosts: vec![Ghost::default(); ghosts].into(), log_has_wrapped }
     }
 
     /// The log has wrapped: from now on a first miss is only remembered.
@@ -66,7 +69,7 @@ impl Admission {
     fn ghost(&mut self, export: ExportSlot, window: u64) -> (u64, &mut Ghost) {
         let key = (window << 8 | u64::from(export.0)) + 1;
         let hash = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48;
-        (key, &mut self.ghosts[hash as usize % GHOSTS])
+        (key, &mut self.ghosts[hash as usize % self.ghosts.len()])
     }
 }
 
@@ -76,7 +79,7 @@ mod tests {
 
     #[test]
     fn after_the_log_wrapped_a_block_enters_when_it_is_remembered() {
-        let mut admission = Admission::new(false);
+        let mut admission = Admission::new(false, 1 << 12);
         assert_eq!(admission.admitted(ExportSlot(1), 7, 0b11), 0b11);
         admission.log_wrapped();
         assert_eq!(admission.admitted(ExportSlot(1), 7, 0b11), 0);

@@ -148,6 +148,10 @@ pub struct Scanner<'a> {
     /// Its shape.
     pub geometry: Geometry,
     window: Window,
+    /// Room for the footer of a segment that is being walked.
+    room: Vec<u8>,
+    /// Room for the payload of a record that is being verified.
+    payload: Vec<u8>,
 }
 
 /// Some blocks of a segment that is being walked.
@@ -166,7 +170,8 @@ impl<'a> Scanner<'a> {
         superblock: &'a Superblock,
         geometry: Geometry,
     ) -> Self {
-        Self { storage, superblock, geometry, window: Window::default() }
+        let (room, payload) = (vec![0; geometry.footer_bytes() as usize], Vec::new());
+        Self { storage, superblock, geometry, window: Window::default(), room, payload }
     }
 
     /// Finds every segment with records, oldest first, and what the newest headers say.
@@ -177,7 +182,7 @@ impl<'a> Scanner<'a> {
         let mut facts = LogFacts::new(self.superblock);
         let mut found = Vec::new();
         let segments = self.geometry.segments;
-        let mut heads = vec![[[0; BLOCK_BYTES]; 2]; BATCH_SEGMENTS as usize];
+        let mut heads = vec![[[0; BLOCK_BYTES]; 2]; segments.min(BATCH_SEGMENTS) as usize];
         for start in (0..segments).step_by(BATCH_SEGMENTS as usize) {
             let end = segments.min(start + BATCH_SEGMENTS);
             self.read_heads(start..end, &mut heads)?;
@@ -279,9 +284,12 @@ impl<'a> Scanner<'a> {
         }
         window.blocks = 0;
         let blocks = WINDOW_BLOCKS.min(self.geometry.payload_blocks - at);
-        window.bytes.resize(blocks as usize * BLOCK_BYTES, 0);
+        let length = blocks as usize * BLOCK_BYTES;
+        if window.bytes.len() < length {
+            window.bytes.resize(length, 0);
+        }
         let offset = self.geometry.device_offset(self.geometry.address(segment, at));
-        self.storage.read_at(offset, &mut window.bytes)?;
+        self.storage.read_at(offset, &mut window.bytes[..length])?;
         (window.segment, window.first, window.blocks) = (segment, at, blocks);
         Ok(())
     }
@@ -323,7 +331,7 @@ impl<'a> Scanner<'a> {
     ) -> Result<FoundSegment, StorageError> {
         let geometry = self.geometry;
         let writer = Writer::of(first);
-        let mut room = vec![0; geometry.footer_bytes() as usize];
+        let mut room = std::mem::take(&mut self.room);
         let (mut at, mut end, mut next) = (0, SUMMARY_OFFSET, first.sequence.get());
         while at < geometry.payload_blocks {
             self.load(segment, at)?;
@@ -341,8 +349,9 @@ impl<'a> Scanner<'a> {
             at += 1 + u32::from(header.payload_blocks.get());
             next += 1;
         }
-        self.look_beyond(segment, writer, at, facts)?;
         let summary = room[SUMMARY_OFFSET..end].to_vec();
+        self.room = room;
+        self.look_beyond(segment, writer, at, facts)?;
         Ok(FoundSegment {
             segment_use: first.segment_use.get(),
             incarnation: first.incarnation.get(),
@@ -423,9 +432,13 @@ impl<'a> Scanner<'a> {
         offset_blocks: u32,
         checksums: &[zerocopy::little_endian::U32],
     ) -> Result<bool, StorageError> {
-        let mut payload = vec![0; checksums.len() * BLOCK_BYTES];
+        let length = checksums.len() * BLOCK_BYTES;
+        if self.payload.len() < length {
+            self.payload.resize(length, 0);
+        }
+        let payload = &mut self.payload[..length];
         let address = self.geometry.address(segment_use, offset_blocks + 1);
-        self.storage.read_at(self.geometry.device_offset(address), &mut payload)?;
+        self.storage.read_at(self.geometry.device_offset(address), payload)?;
         let mut blocks = checksums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
         Ok(blocks.all(|(sum, block)| sum.get() == checksum(block)))
     }

@@ -599,7 +599,10 @@ impl Rebuild {
             durable_waiters: TicketQueue::default(),
             foresight: Foresight::default(),
             written_waiters: TicketQueue::default(),
-            admission: Admission::new(has_wrapped || !config.admits_first_lap),
+            admission: Admission::new(
+                has_wrapped || !config.admits_first_lap,
+                self.geometry.log_blocks(),
+            ),
             tier: MemoryTier::new((plan.memory_tier.length / BLOCK_BYTES_U64) as usize),
             destagers: (0..plan.destagers).map(destager).collect(),
             reclaim: Reclaim::new(),
