@@ -14,16 +14,24 @@ pub const GARBAGE: Value = u32::MAX;
 /// The value of a unit that could not be read.
 pub const UNREADABLE: Value = u32::MAX - 1;
 
-/// The upper half of a cell: a function of export, place and write that no two places of one
-/// write share (the factors are odd, so multiplication keeps numbers apart).
-const fn tag(export: u8, cell: u32, write: u32) -> u32 {
-    write.wrapping_mul(0x9e37_79b1)
-        ^ cell.wrapping_mul(0x85eb_ca77).wrapping_add((export as u32 + 1).wrapping_mul(0xc2b2_ae3d))
+const PLACE_FACTOR: u32 = 0x85eb_ca77;
+
+/// The bytes of one cell. Its upper half is a function of export, place and write that no two
+/// places of one write share (the factors are odd, so multiplication keeps numbers apart).
+fn cell_bytes(export: u8, cell: u32, write: u32) -> [u8; CELL_BYTES] {
+    cells_bytes(export, cell, write).next().expect("there is no end")
 }
 
-/// The bytes of one cell.
-const fn cell_bytes(export: u8, cell: u32, write: u32) -> [u8; CELL_BYTES] {
-    ((tag(export, cell, write) as u64) << 32 | write as u64).to_le_bytes()
+/// The bytes of cells from one on, without end.
+fn cells_bytes(export: u8, first: u32, write: u32) -> impl Iterator<Item = [u8; CELL_BYTES]> {
+    let of_write = write.wrapping_mul(0x9e37_79b1);
+    let of_export = (u32::from(export) + 1).wrapping_mul(0xc2b2_ae3d);
+    let mut of_place = first.wrapping_mul(PLACE_FACTOR).wrapping_add(of_export);
+    std::iter::repeat_with(move || {
+        let tag = of_write ^ of_place;
+        of_place = of_place.wrapping_add(PLACE_FACTOR);
+        (u64::from(tag) << 32 | u64::from(write)).to_le_bytes()
+    })
 }
 
 fn first_cell(offset: u64) -> u32 {
@@ -41,8 +49,8 @@ pub fn fill(bytes: &mut [u8], export: u8, offset: u64, value: Value) {
     let first = first_cell(offset);
     let (cells, rest) = bytes.as_chunks_mut::<CELL_BYTES>();
     debug_assert!(rest.is_empty());
-    for (cell, index) in cells.iter_mut().zip(first..) {
-        *cell = cell_bytes(export, index, value);
+    for (cell, bytes) in cells.iter_mut().zip(cells_bytes(export, first, value)) {
+        *cell = bytes;
     }
 }
 
@@ -56,9 +64,10 @@ pub fn identify(bytes: &[u8], export: u8, offset: u64) -> Value {
     }
     let write = named_write(&cells[0]);
     let first = first_cell(offset);
-    let differs = cells.iter().zip(first..).fold(false, |differs, (cell, index)| {
-        differs | (*cell != cell_bytes(export, index, write))
-    });
+    let expected = cells_bytes(export, first, write);
+    let differs = cells.iter().zip(expected).fold(0, |differs, (cell, expected)| {
+        differs | (u64::from_le_bytes(*cell) ^ u64::from_le_bytes(expected))
+    }) != 0;
     if differs || write == GARBAGE || write == UNREADABLE { GARBAGE } else { write }
 }
 

@@ -421,7 +421,7 @@ impl World {
         for value in contents.iter().flatten() {
             self.trace.mix(u64::from(*value));
         }
-        let resolution = self.checker.check_recovered(&contents)?;
+        let resolution = self.checker.check_recovered(contents)?;
         for (origin, export) in self.origins.iter().zip(0..) {
             for (unit, value) in origin.live().iter().enumerate() {
                 self.checker.check_origin_after_restart(&resolution, export, unit, *value)?;

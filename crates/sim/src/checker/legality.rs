@@ -11,6 +11,8 @@
 use super::{Checker, Resolution};
 use crate::content::{GARBAGE, Value, ZEROES};
 use crate::violation::{Kind, Violation};
+use std::cell::Cell;
+use std::ops::Range;
 
 /// What promise 4 demands of one origin so far.
 #[derive(Clone, Debug)]
@@ -32,6 +34,34 @@ impl OriginLedger {
     }
 }
 
+/// Compares the ages of an origin's values with those of writes. Neighbours mostly show the same
+/// write's data, so the last answer is kept.
+struct Ages<'a> {
+    checker: &'a Checker,
+    export: u8,
+    last: Cell<(Value, u32, bool)>,
+}
+
+impl<'a> Ages<'a> {
+    fn new(checker: &'a Checker, export: u8) -> Self {
+        Self { checker, export, last: Cell::new((ZEROES, 0, false)) }
+    }
+
+    /// See [`Checker::origin_value_is_before`].
+    fn is_before(&self, unit: usize, value: Value, id: u32) -> bool {
+        let (last_value, last_id, answer) = self.last.get();
+        if value == ZEROES {
+            return self.checker.origin_value_is_before(self.export, unit, value, id);
+        }
+        if (value, id) == (last_value, last_id) {
+            return answer;
+        }
+        let answer = self.checker.history.is_before(value, id);
+        self.last.set((value, id, answer));
+        answer
+    }
+}
+
 impl Checker {
     /// The engine submits a write of these values to an origin. `possible` tells the values that
     /// a unit of the origin may show after a power cut, this write not included.
@@ -47,19 +77,23 @@ impl Checker {
         possible: impl Fn(usize) -> P,
     ) -> Result<(), Violation> {
         let mut horizon = ledger.horizon;
-        for (&value, unit) in values.iter().zip(first_unit..) {
-            self.check_origin_value(ledger.export, unit, value)?;
+        let mut unit = first_unit;
+        for run in values.chunk_by(|one, other| one == other) {
+            let (value, end) = (run[0], unit + run.len());
+            self.check_origin_value(ledger.export, unit..end, value)?;
             if value != ZEROES {
                 horizon = horizon.max(self.history.get(value).invoked);
             }
+            unit = end;
         }
         if ledger.strict {
             ledger.horizon = horizon;
             self.advance(ledger, possible)?;
         }
+        let ages = Ages::new(self, ledger.export);
         for (&value, unit) in values.iter().zip(first_unit..) {
             let required = ledger.required[unit];
-            if required != 0 && self.origin_value_is_before(ledger.export, unit, value, required) {
+            if required != 0 && ages.is_before(unit, value, required) {
                 return Err(self.illegal(ledger, unit, value, required));
             }
         }
@@ -73,6 +107,7 @@ impl Checker {
         possible: impl Fn(usize) -> P,
     ) -> Result<(), Violation> {
         let order = self.history.flushed_order(ledger.export);
+        let ages = Ages::new(self, ledger.export);
         while let Some(&id) = order.get(ledger.position) {
             let write = self.history.get(id);
             if write.flushed >= ledger.horizon {
@@ -85,8 +120,7 @@ impl Checker {
                     continue;
                 }
                 ledger.required[unit] = id;
-                let older =
-                    |value: &Value| self.origin_value_is_before(ledger.export, unit, *value, id);
+                let older = |value: &Value| ages.is_before(unit, *value, id);
                 if let Some(value) = possible(unit).find(older) {
                     return Err(self.illegal(ledger, unit, value, id));
                 }
@@ -95,24 +129,32 @@ impl Checker {
         Ok(())
     }
 
-    /// A value that an origin is given is one that its clients wrote there, and have not lost.
-    fn check_origin_value(&self, export: u8, unit: usize, value: Value) -> Result<(), Violation> {
-        let place = format!("unit {unit} of the origin of export {export}");
+    /// A value that some units of an origin are given is one that its clients wrote there, and
+    /// have not lost.
+    fn check_origin_value(
+        &self,
+        export: u8,
+        units: Range<usize>,
+        value: Value,
+    ) -> Result<(), Violation> {
         if value == ZEROES {
-            let zeroes = &self.exports[usize::from(export)].zeroes[unit];
-            if zeroes.iter().any(|id| !self.history.get(*id).lost) {
-                return Ok(());
-            }
+            let zeroes = &self.exports[usize::from(export)].zeroes;
+            let nobody_wrote =
+                |unit: &usize| zeroes[*unit].iter().rev().all(|id| self.history.get(*id).lost);
+            let Some(unit) = units.clone().find(nobody_wrote) else { return Ok(()) };
+            let place = format!("unit {unit} of the origin of export {export}");
             let detail = format!("{place} is given zeroes that nobody wrote");
             return Err(Violation::new(Kind::Garbage, detail));
         }
+        let place = || format!("units {units:?} of the origin of export {export}");
         if value == GARBAGE || !self.history.names(value) {
-            return Err(Violation::new(Kind::Garbage, format!("{place} is given garbage")));
+            return Err(Violation::new(Kind::Garbage, format!("{} is given garbage", place())));
         }
         let write = self.history.get(value);
-        if write.lost || !write.covers(export, unit) {
+        let covered = write.covers(export, units.start) && write.covers(export, units.end - 1);
+        if write.lost || !covered {
             let found = self.history.describe(value);
-            return Err(Violation::new(Kind::OriginAhead, format!("{place} is given {found}")));
+            return Err(Violation::new(Kind::OriginAhead, format!("{} is given {found}", place())));
         }
         Ok(())
     }
@@ -123,8 +165,9 @@ impl Checker {
         if value != ZEROES {
             return self.history.is_before(value, id);
         }
-        let zeroes = &self.exports[usize::from(export)].zeroes[unit];
-        zeroes.iter().all(|&zero| self.history.get(zero).lost || self.history.is_before(zero, id))
+        // The newest first: if any did not come before, it is that.
+        let mut zeroes = self.exports[usize::from(export)].zeroes[unit].iter().rev();
+        zeroes.all(|&zero| self.history.get(zero).lost || self.history.is_before(zero, id))
     }
 
     /// After a restart: the origin shows nothing that the restart has lost.
@@ -155,9 +198,9 @@ impl Checker {
         ledger: &OriginLedger,
         possible: impl Fn(usize) -> P,
     ) -> Result<(), Violation> {
+        let ages = Ages::new(self, ledger.export);
         for (&required, unit) in ledger.required.iter().zip(0..) {
-            let older =
-                |value: &Value| self.origin_value_is_before(ledger.export, unit, *value, required);
+            let older = |value: &Value| ages.is_before(unit, *value, required);
             if required != 0
                 && let Some(value) = possible(unit).find(older)
             {

@@ -17,15 +17,16 @@ pub use legality::OriginLedger;
 pub use recovery::{Contents, Resolution};
 
 use crate::content::{Value, ZEROES};
+use crate::few::Few;
 
 /// The registers of one export.
 #[derive(Clone, Debug)]
 struct Registers {
     /// Per unit, the writes that a read may still show, in order of submission. What a crash can
     /// bring back stays here until something durable covers it.
-    candidates: Vec<Vec<u32>>,
+    candidates: Vec<Few<u32>>,
     /// Per unit, all writes of zeroes, since zeroes do not name their write.
-    zeroes: Vec<Vec<u32>>,
+    zeroes: Vec<Few<u32>>,
     /// Per unit, whether a crash left several candidates and no read has decided since.
     undecided: Vec<bool>,
 }
@@ -58,9 +59,9 @@ impl Checker {
             .zip(0..)
             .map(|(&(units, zeroes), export)| {
                 let initial = history.initial(export, units, zeroes);
-                let zero_writes = if zeroes { vec![initial] } else { Vec::new() };
+                let zero_writes: Few<u32> = zeroes.then_some(initial).into_iter().collect();
                 Registers {
-                    candidates: vec![vec![initial]; units],
+                    candidates: vec![Few::one(initial); units],
                     zeroes: vec![zero_writes; units],
                     undecided: vec![false; units],
                 }
@@ -147,7 +148,10 @@ impl Checker {
 
 /// Forgets candidates that neither a read nor a crash can bring back. The durable one submitted
 /// last stands for all durable ones: what any of them covers, it covers, as far as time tells.
-fn prune(history: &History, candidates: &mut Vec<u32>, oldest_read: u64) {
+fn prune(history: &History, candidates: &mut Few<u32>, oldest_read: u64) {
+    if candidates.len() == 1 {
+        return;
+    }
     let covering = |id: &u32| history.is_durable(*id) && history.get(*id).settled < oldest_read;
     let durable = candidates.iter().copied().filter(covering);
     let Some(newest) = durable.max_by_key(|id| history.get(*id).invoked) else { return };

@@ -129,7 +129,7 @@ impl Checker {
     ) -> Result<(), Violation> {
         let writer = self.writer(shown.export, unit, value);
         let mut newly_ordered = Vec::new();
-        for &other in &self.exports[usize::from(shown.export)].candidates[unit] {
+        for &other in self.exports[usize::from(shown.export)].candidates[unit].iter() {
             if Some(other) == writer || !self.precedes(other, shown.invoked) {
                 continue;
             }

@@ -2,6 +2,7 @@
 
 use super::{Checker, NEVER, prune};
 use crate::content::{UNREADABLE, Value, ZEROES};
+use crate::few::Few;
 use crate::violation::{Kind, Violation};
 
 /// The values of all units of all exports, as read after a restart.
@@ -42,18 +43,25 @@ impl Checker {
     ///
     /// # Errors
     /// When something durable is gone, something is torn, or the survivors are no prefix.
-    pub fn check_recovered(&self, contents: &Contents) -> Result<Resolution, Violation> {
+    pub fn check_recovered(&self, contents: Contents) -> Result<Resolution, Violation> {
         // Marked, not listed: a write is lost at each of its units.
         let mut gone = vec![false; self.history.len()];
         for (values, export) in contents.iter().zip(0..) {
+            let candidates = &self.exports[usize::from(export)].candidates;
+            let mut previous = None;
             for (unit, &value) in values.iter().enumerate() {
-                self.check_survivor(export, unit, value, &mut gone)?;
+                // Where neighbours had the same writes and show the same, all is said.
+                let same = Some((value, &candidates[unit][..]));
+                if previous != same {
+                    self.check_survivor(export, unit, value, &mut gone)?;
+                    previous = same;
+                }
             }
         }
         let lost = (0..).zip(&gone).filter(|(_, gone)| **gone).map(|(id, _)| id).collect();
-        let resolution = Resolution { contents: contents.clone(), lost };
+        let resolution = Resolution { contents, lost };
         self.check_prefix(&resolution)?;
-        for (values, export) in contents.iter().zip(0..) {
+        for (values, export) in resolution.contents.iter().zip(0..) {
             self.check_survivors_whole(&resolution, export, values)?;
         }
         Ok(resolution)
@@ -76,7 +84,11 @@ impl Checker {
             _ => violation,
         })?;
         let candidates = &self.exports[usize::from(export)].candidates[unit];
-        for &other in candidates {
+        if candidates.len() == 1 {
+            // There is nothing that the crash could have taken.
+            return Ok(());
+        }
+        for &other in candidates.iter() {
             if other == value || !self.value_is_before(export, unit, value, other) {
                 continue;
             }
@@ -107,11 +119,11 @@ impl Checker {
         export: u8,
         unit: usize,
         value: Value,
-    ) -> Vec<u32> {
+    ) -> Few<u32> {
         match value {
-            UNREADABLE => Vec::new(),
+            UNREADABLE => Few::Many(Vec::new()),
             ZEROES => self.zero_survivors(resolution, export, unit).collect(),
-            id => vec![id],
+            id => Few::one(id),
         }
     }
 
@@ -130,10 +142,12 @@ impl Checker {
     fn check_prefix(&self, resolution: &Resolution) -> Result<(), Violation> {
         let life_of = |id| self.history.life_of(self.history.get(id).invoked);
         let mut newest: Vec<u32> = vec![0; self.history.life_of(self.history.now()) + 1];
+        let mut previous = ZEROES;
         for &id in resolution.contents.iter().flatten() {
-            if id == UNREADABLE || id == ZEROES {
+            if id == previous || id == UNREADABLE || id == ZEROES {
                 continue;
             }
+            previous = id;
             let life = life_of(id);
             if self.history.get(newest[life]).invoked < self.history.get(id).invoked {
                 newest[life] = id;
@@ -209,7 +223,7 @@ impl Checker {
                 if survivors.is_empty() {
                     continue;
                 }
-                for &id in &survivors {
+                for &id in survivors.iter() {
                     // Whatever took effect did so before the restart.
                     self.history.seen(id, self.restarted);
                 }

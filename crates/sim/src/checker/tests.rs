@@ -28,7 +28,7 @@ impl Checker {
 
     fn recovered(&mut self, values: [Value; 8]) -> Option<Kind> {
         self.crash();
-        match self.check_recovered(&vec![values.to_vec()]) {
+        match self.check_recovered(vec![values.to_vec()]) {
             Ok(resolution) => {
                 self.resolve(&resolution);
                 None
