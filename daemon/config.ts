@@ -168,8 +168,9 @@ export async function readConfigFile(file: string): Promise<PartialConfig> {
  * @throws `RF_CONFIG_SYNTAX`, `RF_CONFIG_UNKNOWN_KEY`, `RF_CONFIG_VALUE`, each with its line
  */
 export function parseConfigFile(file: string, source: string): PartialConfig {
-  const parsed = FILE_SCHEMA.safeParse(parseToml(file, source));
-  if (!parsed.success) throw firstIssue(file, source, parsed.error.issues);
+  const table = parseToml(file, source);
+  const parsed = FILE_SCHEMA.safeParse(table);
+  if (!parsed.success) throw firstIssue(file, source, table, parsed.error.issues);
   const { data } = parsed;
   return {
     cache: data.cache,
@@ -255,17 +256,19 @@ function parseToml(file: string, source: string): unknown {
 
 type Path = readonly PropertyKey[];
 
+/** The first by line; what is missing goes last, since a misspelt key may be the reason. */
 function firstIssue(
   file: string,
   source: string,
+  table: unknown,
   issues: readonly z.core.$ZodIssue[],
 ): RingfenceError {
   const errors = issues.map((issue) => {
     const unknown = issue.code === 'unrecognized_keys' ? issue.keys[0] : undefined;
     const where = unknown === undefined ? issue.path : [...issue.path, unknown];
-    return { issue, unknown, where, line: lineOfKey(source, where) };
+    return { issue, unknown, where, line: lineOfKey(source, where), there: holds(table, where) };
   });
-  errors.sort((one, other) => one.line - other.line);
+  errors.sort((one, other) => Number(other.there) - Number(one.there) || one.line - other.line);
   const first = errors[0];
   if (first === undefined) throw new Error('a failed parse without an issue');
   const place = `${file}:${first.line}`;
@@ -274,7 +277,8 @@ function firstIssue(
     const known = first.issue.path.length === 0 ? FILE_KEYS.top : FILE_KEYS.export;
     return ringfenceError('RF_CONFIG_UNKNOWN_KEY', [place, first.unknown, known.join(', ')]);
   }
-  return ringfenceError('RF_CONFIG_VALUE', [place, key, issueText(first.issue)]);
+  const problem = first.there ? issueText(first.issue) : 'it is missing.';
+  return ringfenceError('RF_CONFIG_VALUE', [place, key, problem]);
 }
 
 /** The sentence of an issue; a union says nothing of its own, so its last branch speaks for it. */

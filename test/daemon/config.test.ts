@@ -171,6 +171,18 @@ test('an export without an origin is reported where it stands', (t) => {
   });
 });
 
+test('a misspelt key is named before what is missing for want of it', (t) => {
+  const source = 'cache = "/c"\n\n[[export]]\nnmae = "a"\norigin = "/x"\n';
+  t.throws(() => parseConfigFile('x.toml', source), {
+    code: 'RF_CONFIG_UNKNOWN_KEY',
+    message: /^x\.toml:4: unknown key "nmae"; .*name, origin/,
+  });
+  t.throws(() => parseConfigFile('x.toml', source.replace('nmae = "a"\n', '')), {
+    code: 'RF_CONFIG_VALUE',
+    message: 'x.toml:3: the value of "name" cannot be used: it is missing.',
+  });
+});
+
 test('what is no TOML is reported with its line', (t) => {
   t.throws(() => parseConfigFile('x.toml', 'cache = "/c"\nlisten = [\n'), {
     code: 'RF_CONFIG_SYNTAX',
