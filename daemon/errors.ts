@@ -121,6 +121,15 @@ export const ERRORS = {
   RF_NOT_CONFIRMED: refused(
     (path: string) => `${path} was left as it is: answer "yes" or give --yes to format it.`,
   ),
+  RF_SEGMENT: refused(
+    (size: string, least: string, most: string) =>
+      `A segment of ${size} is not possible: give a power of two from ${least} to ${most}.`,
+  ),
+  RF_DEVICE_SMALL: refused(
+    (path: string, size: string, segment: string, needed: string) =>
+      `The device ${path} has ${size}, and a cache with segments of ${segment} needs at least ` +
+      `${needed}: use a larger device, or smaller segments with --segment.`,
+  ),
   RF_FORMAT: failed((path: string, reason: string) => `${path} was not formatted: ${reason}.`),
   RF_CHECK_DAMAGED: failed(
     (path: string, count: string) =>

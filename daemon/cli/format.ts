@@ -16,8 +16,14 @@ import type { Context } from './context.ts';
 import { parsedBy } from './options.ts';
 import { nativeReason } from './output.ts';
 
-/** The default size of a segment (`limits::SEGMENT_BYTES_DEFAULT`). */
-export const SEGMENT_BYTES_DEFAULT = 16n << 20n;
+/** What the engine can format: the constants of the same names in its `limits.rs`. */
+export const FORMAT_LIMITS = {
+  SEGMENT_BYTES_MIN: 4n << 20n,
+  SEGMENT_BYTES_DEFAULT: 16n << 20n,
+  SEGMENT_BYTES_MAX: 256n << 20n,
+  SEGMENTS_MIN: 12n,
+  SEGMENTS_OFFSET: 1n << 20n,
+} as const;
 
 /** What to say instead of a UUID where the cache cannot be read. */
 const UNREADABLE = 'unreadable';
@@ -43,15 +49,34 @@ export function addFormatCommand(program: Command, context: Context): void {
 }
 
 function segmentOption(): Option {
+  const { SEGMENT_BYTES_DEFAULT: bytes } = FORMAT_LIMITS;
   return new Option('--segment <size>', 'size of a segment, a power of two from 4MiB to 256MiB')
-    .argParser(parsedBy(parseSizeBytes))
-    .default(SEGMENT_BYTES_DEFAULT, formatSize(SEGMENT_BYTES_DEFAULT));
+    .argParser(parsedBy(parseSegmentBytes))
+    .default(bytes, formatSize(bytes));
+}
+
+function parseSegmentBytes(text: string): bigint {
+  const { SEGMENT_BYTES_MIN: least, SEGMENT_BYTES_MAX: most } = FORMAT_LIMITS;
+  const bytes = parseSizeBytes(text);
+  const isPowerOfTwo = (bytes & (bytes - 1n)) === 0n;
+  if (bytes >= least && bytes <= most && isPowerOfTwo) return bytes;
+  throw ringfenceError('RF_SEGMENT', [formatSize(bytes), formatSize(least), formatSize(most)]);
+}
+
+/** Before anybody is asked, and in a dry run too; the engine looks again. */
+function refuseSmall({ path, sizeBytes }: Device, segmentBytes: bigint): void {
+  const { SEGMENTS_OFFSET, SEGMENTS_MIN } = FORMAT_LIMITS;
+  const neededBytes = SEGMENTS_OFFSET + SEGMENTS_MIN * segmentBytes;
+  if (sizeBytes >= neededBytes) return;
+  const sizes = [sizeBytes, segmentBytes, neededBytes].map(formatSize) as [string, string, string];
+  throw ringfenceError('RF_DEVICE_SMALL', [path, ...sizes]);
 }
 
 async function format(path: string, options: FormatOptions, context: Context): Promise<void> {
   const native = context.native();
   const device = await findDevice(path, 'device');
   await refuseDeviceInUse(device, 'device');
+  refuseSmall(device, options.segment);
   const signatures = await deviceSignatures(device);
   const found = await readCache(path, () => native.describe(path));
   context.write(deviceText(device, await deviceModel(device), signatures, found));

@@ -105,8 +105,8 @@ test.serial('a device that is too small, for format and after it', async (t) => 
   const { device } = await loopDevice(self.scope, self.folder, 'small', 8 * MIB);
   const format = ['format', device, '--yes', '--segment', '4MiB'];
   const { exitCode, stderr } = await runAnyway(ringfenceCommand, format);
-  t.is(exitCode, 1);
-  t.regex(stderr, /^ringfence: .*needs at least \d+.*use a larger device.* \[RF_FORMAT\]$/);
+  t.is(exitCode, 2);
+  t.regex(stderr, /^ringfence: .* needs at least 49 MiB: use a larger .* \[RF_DEVICE_SMALL\]$/);
   const shrunk = sparseFile(self.folder, 'shrunk', 64 * MIB);
   await formatCache(shrunk);
   truncateSync(shrunk, 56 * MIB);

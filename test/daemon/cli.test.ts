@@ -57,7 +57,7 @@ function command(): Command {
 async function deviceFile(t: ExecutionContext, name = 'device'): Promise<string> {
   const path = join(await temporaryFolder(t), name);
   await writeFile(path, '');
-  await truncate(path, 64 << 20);
+  await truncate(path, 256 << 20);
   return path;
 }
 
@@ -130,7 +130,7 @@ test('format shows what is there, asks, and formats after "yes"', async (t) => {
   self.answer = 'yes';
   t.is(await self.run('format', path, '--segment', '4MiB'), 0, self.errors);
   t.is(self.questions.length, 1);
-  t.regex(self.output, /^size +64 MiB \(67108864 bytes\)$/m);
+  t.regex(self.output, /^size +256 MiB \(268435456 bytes\)$/m);
   t.regex(self.output, /^signatures none$/m);
   t.deepEqual(self.native.calls.at(-1), ['format', path, 4n << 20n]);
   t.true(self.output.includes(DESCRIPTION.uuid));
@@ -209,6 +209,25 @@ test('format keeps a cache that it cannot read unless told that it may go', asyn
   self.native.failures.set('describe', new Error('formatted by a newer version'));
   t.is(await self.run('format', path, '--yes', '--discard-dirty', 'unreadable'), 0);
   t.true(formatted(self));
+});
+
+test('format refuses what cannot become a cache before it asks, and in a dry run too', async (t) => {
+  const path = await deviceFile(t);
+  for (const [words, message] of [
+    [['--segment', '5MiB'], /segment of 5 MiB is not possible: .* from 4 MiB to 256 MiB/],
+    [['--segment', '2MiB'], /power of two from 4 MiB/],
+    [['--segment', '512MiB'], /power of two from 4 MiB/],
+    [['--segment', '32MiB'], /has 256 MiB, .* of 32 MiB needs at least 385 MiB: use.*_SMALL/],
+  ] as const) {
+    for (const more of [[], ['--yes'], ['--dry-run']]) {
+      const self = command();
+      self.answer = 'yes';
+      t.is(await self.run('format', path, ...words, ...more), 2);
+      t.regex(self.errors, message);
+      t.deepEqual(self.questions, []);
+      t.false(formatted(self));
+    }
+  }
 });
 
 test('format refuses what is no device and says what the engine refuses', async (t) => {

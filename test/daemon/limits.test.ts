@@ -3,7 +3,7 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import { SEGMENT_BYTES_DEFAULT } from '../../daemon/cli/format.ts';
+import { FORMAT_LIMITS } from '../../daemon/cli/format.ts';
 import { EXPORTS_MAX } from '../../daemon/exports.ts';
 import { projectRoot } from '../support/process.ts';
 
@@ -18,5 +18,5 @@ function rustConstant(name: string): bigint {
 
 test('limits are those of the engine', (t) => {
   t.is(BigInt(EXPORTS_MAX), rustConstant('EXPORTS_MAX'));
-  t.is(SEGMENT_BYTES_DEFAULT, rustConstant('SEGMENT_BYTES_DEFAULT'));
+  for (const [name, value] of Object.entries(FORMAT_LIMITS)) t.is(value, rustConstant(name), name);
 });
