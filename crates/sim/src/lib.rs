@@ -14,7 +14,7 @@
 //! | [`faults`] | what can go wrong, and how often it did |
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
-//! | [`shared`], [`few`] | what makes a clone of a world cheap |
+//! | [`shared`] | what makes a clone of a world cheap |
 //! | [`run`] | one world or many |
 //! | [`exhaustive`] | every short sequence of operations, with every crash |
 //! | [`bits`] | every bit of a cache flipped, every structure zeroed, swapped and aged |
@@ -30,7 +30,6 @@ pub mod device;
 pub mod exhaustive;
 pub mod failures;
 pub mod faults;
-pub mod few;
 pub mod hang;
 mod io;
 mod life;

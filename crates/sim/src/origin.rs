@@ -5,9 +5,9 @@
 
 use crate::checker::{Checker, OriginLedger};
 use crate::content::Value;
-use crate::few::Few;
 use crate::random::Random;
 use crate::violation::Violation;
+use smallvec::{SmallVec, smallvec};
 
 /// Names a write of an origin. Zero stands for what is durable.
 type Serial = u64;
@@ -38,7 +38,7 @@ pub struct SimOrigin {
     pub disturbed: u64,
     live: Vec<Value>,
     /// Per unit, what a power cut could leave: the durable value and those not flushed.
-    possible: Vec<Few<Possible>>,
+    possible: Vec<SmallVec<[Possible; 2]>>,
     pending: Vec<PendingWrite>,
     serials: u64,
     completions: u64,
@@ -52,7 +52,7 @@ impl SimOrigin {
             ledger,
             disturbed: 0,
             live: vec![initial; units],
-            possible: vec![Few::one(Possible { serial: 0, value: initial }); units],
+            possible: vec![smallvec![Possible { serial: 0, value: initial }]; units],
             pending: Vec::new(),
             serials: 0,
             completions: 0,
@@ -159,7 +159,7 @@ impl SimOrigin {
             for (&value, unit) in write.values.iter().zip(write.first_unit..) {
                 let possible = &mut self.possible[unit];
                 possible.retain(|other| other.serial > write.serial);
-                possible.push_front(Possible { serial: 0, value });
+                possible.insert(0, Possible { serial: 0, value });
             }
         }
     }
@@ -175,7 +175,7 @@ impl SimOrigin {
                 let possible = &mut self.possible[unit];
                 if kept {
                     possible.retain(|other| other.serial > write.serial);
-                    possible.push_front(Possible { serial: 0, value });
+                    possible.insert(0, Possible { serial: 0, value });
                 } else if reverts && self.live[unit] == value {
                     possible.retain(|other| other.serial != write.serial);
                     self.live[unit] = possible.last().map_or(value, |other| other.value);
@@ -195,7 +195,7 @@ impl SimOrigin {
                 possible[random.index(possible.len())]
             };
             *live = survivor.value;
-            *possible = Few::one(Possible { serial: 0, value: survivor.value });
+            *possible = smallvec![Possible { serial: 0, value: survivor.value }];
         }
     }
 

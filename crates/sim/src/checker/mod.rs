@@ -17,16 +17,20 @@ pub use legality::OriginLedger;
 pub use recovery::{Contents, Resolution};
 
 use crate::content::{Value, ZEROES};
-use crate::few::Few;
+use smallvec::{SmallVec, smallvec};
+
+/// Mostly one or two writes, which need no memory of their own: there are thousands of such lists,
+/// and they are copied whenever a crash is tried.
+type Writes = SmallVec<[u32; 2]>;
 
 /// The registers of one export.
 #[derive(Clone, Debug)]
 struct Registers {
     /// Per unit, the writes that a read may still show, in order of submission. What a crash can
     /// bring back stays here until something durable covers it.
-    candidates: Vec<Few<u32>>,
+    candidates: Vec<Writes>,
     /// Per unit, all writes of zeroes, since zeroes do not name their write.
-    zeroes: Vec<Few<u32>>,
+    zeroes: Vec<Writes>,
     /// Per unit, whether a crash left several candidates and no read has decided since.
     undecided: Vec<bool>,
 }
@@ -59,9 +63,9 @@ impl Checker {
             .zip(0..)
             .map(|(&(units, zeroes), export)| {
                 let initial = history.initial(export, units, zeroes);
-                let zero_writes: Few<u32> = zeroes.then_some(initial).into_iter().collect();
+                let zero_writes: Writes = zeroes.then_some(initial).into_iter().collect();
                 Registers {
-                    candidates: vec![Few::one(initial); units],
+                    candidates: vec![smallvec![initial]; units],
                     zeroes: vec![zero_writes; units],
                     undecided: vec![false; units],
                 }
@@ -148,7 +152,7 @@ impl Checker {
 
 /// Forgets candidates that neither a read nor a crash can bring back. The durable one submitted
 /// last stands for all durable ones: what any of them covers, it covers, as far as time tells.
-fn prune(history: &History, candidates: &mut Few<u32>, oldest_read: u64) {
+fn prune(history: &History, candidates: &mut Writes, oldest_read: u64) {
     if candidates.len() == 1 {
         return;
     }

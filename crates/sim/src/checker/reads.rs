@@ -201,7 +201,7 @@ impl Checker {
         if old(&self.history, writer) {
             self.history.recover(writer);
             let registers = &mut self.exports[usize::from(export)];
-            registers.candidates[unit].retain(|&id| id == writer || !old(&self.history, id));
+            registers.candidates[unit].retain(|&mut id| id == writer || !old(&self.history, id));
             registers.undecided[unit] = false;
         }
     }

@@ -1,9 +1,9 @@
 //! Promise 1: what a restart may show, and that what survives is a prefix of what was written.
 
-use super::{Checker, NEVER, prune};
+use super::{Checker, NEVER, Writes, prune};
 use crate::content::{UNREADABLE, Value, ZEROES};
-use crate::few::Few;
 use crate::violation::{Kind, Violation};
+use smallvec::smallvec;
 
 /// The values of all units of all exports, as read after a restart.
 pub type Contents = Vec<Vec<Value>>;
@@ -113,17 +113,11 @@ impl Checker {
     }
 
     /// The writes that may have left a value at a unit.
-    fn survivors(
-        &self,
-        resolution: &Resolution,
-        export: u8,
-        unit: usize,
-        value: Value,
-    ) -> Few<u32> {
+    fn survivors(&self, resolution: &Resolution, export: u8, unit: usize, value: Value) -> Writes {
         match value {
-            UNREADABLE => Few::Many(Vec::new()),
+            UNREADABLE => Writes::new(),
             ZEROES => self.zero_survivors(resolution, export, unit).collect(),
-            id => Few::one(id),
+            id => smallvec![id],
         }
     }
 
