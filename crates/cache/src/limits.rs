@@ -24,6 +24,9 @@ pub const RECORD_BLOCKS_MAX: usize = RECORD_TARGET_BLOCKS - 1 + STEP_BLOCKS_MAX;
 pub const RECORD_AGE_NS_MAX: u64 = 1_000_000;
 /// Record writes in flight at once: enough to keep a fast device busy.
 pub const RECORDS_IN_FLIGHT_MAX: usize = 32;
+/// One device write carries at most so many blocks of records: neighbours are written together.
+/// What a lost write hides is bounded by it (decision 0013).
+pub const WRITE_BLOCKS_MAX: u32 = 512;
 
 /// The smallest segment: a record of every size, several times over, and a footer.
 pub const SEGMENT_BYTES_MIN: u64 = 4 << 20;
@@ -91,6 +94,11 @@ pub const fn footer_bytes(segment_bytes: u64) -> u64 {
 const _: () = {
     assert!(SEGMENTS_OFFSET >= EXPORT_TABLE_OFFSETS[1] + EXPORT_TABLE_BYTES as u64);
     assert!(FETCH_BYTES.is_multiple_of(BLOCK_BYTES as u32));
+    assert!(WRITE_BLOCKS_MAX as usize > RECORD_BLOCKS_MAX);
+    assert!(
+        (WRITE_BLOCKS_MAX as u64)
+            < (SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN)) / BLOCK_BYTES_U64
+    );
     assert!(MERGES_MAX > EXPORTS_MAX);
     assert!(STEP_BYTES_MAX.is_multiple_of(BLOCK_BYTES as u32));
     assert!(

@@ -1,8 +1,8 @@
 //! What the log area of a device holds: every segment's records, read without changing anything.
 //!
 //! Used by recovery and by whoever only looks. A segment with a footer is known from it; the few
-//! without one are walked from header to header (rule 2). What follows the end of a walk is looked
-//! at once more, never to be used, only for what it says of what was durable (decision 0013).
+//! without one are walked from header to header (rule 2). What follows the newest end is looked at
+//! once more, never to be used, only for what it says of what was durable (decision 0013).
 
 use crate::canary;
 use crate::error::OpenError;
@@ -11,11 +11,12 @@ use crate::format::{
     Superblock, checksum,
 };
 use crate::geometry::Geometry;
-use crate::limits::{EXPORTS_MAX, RECORD_BLOCKS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX};
+use crate::limits::{EXPORTS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX, WRITE_BLOCKS_MAX};
 use crate::storage::{ReadPiece, Storage, StorageError};
 use crate::units::BLOCK_BYTES;
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
+use zerocopy::FromBytes;
 use zerocopy::little_endian::U64;
 
 /// Segments that are read together, so that not each of them has to be waited for: their first
@@ -25,8 +26,9 @@ const BATCH_SEGMENTS: u64 = 64;
 const BATCH_FOOTER_BYTES: u64 = 16 << 20;
 /// Blocks that a walk reads at a time.
 const WINDOW_BLOCKS: u32 = 64;
-/// The longest way from one header to the next: so far is searched for one.
-const SEARCH_BLOCKS: u32 = RECORD_BLOCKS_MAX as u32 + 1;
+/// Where a segment's first record is missing, so many blocks are searched for another: no further
+/// than behind the longest write, should that be what is lost.
+const START_BLOCKS: u32 = WRITE_BLOCKS_MAX + 1;
 
 /// One segment with records.
 #[derive(Debug)]
@@ -190,7 +192,7 @@ impl<'a> Scanner<'a> {
                 found.extend(self.identify(segment, heads, &mut facts)?);
             }
         }
-        self.look_for_lost_starts(&found, &mut facts)?;
+        self.look_behind_the_end(&found, &mut facts)?;
         for segment in &found {
             facts.first_sequences.entry(segment.incarnation).or_insert(segment.first_sequence);
         }
@@ -318,8 +320,13 @@ impl<'a> Scanner<'a> {
 
     /// The header at a block that is in the window.
     fn header(&self, segment: u64, at: u32) -> Option<&RecordHeader> {
+        self.parse_header(segment, at, self.block(at))
+    }
+
+    /// A block that is in the window.
+    fn block(&self, at: u32) -> &[u8] {
         let start = (at - self.window.first) as usize * BLOCK_BYTES;
-        self.parse_header(segment, at, &self.window.bytes[start..start + BLOCK_BYTES])
+        &self.window.bytes[start..start + BLOCK_BYTES]
     }
 
     /// Walks a segment from header to header.
@@ -351,7 +358,6 @@ impl<'a> Scanner<'a> {
         }
         let summary = room[SUMMARY_OFFSET..end].to_vec();
         self.room = room;
-        self.look_beyond(segment, writer, at, facts)?;
         Ok(FoundSegment {
             segment_use: first.segment_use.get(),
             incarnation: first.incarnation.get(),
@@ -365,35 +371,10 @@ impl<'a> Scanner<'a> {
         })
     }
 
-    /// Looks behind the end of a walk for headers of the same use. A power cut may leave some,
-    /// too, but only damage leaves one that says that what is missing was durable: without it, one
-    /// bad header would pass for the end of the log, and take flushed data with it.
-    fn look_beyond(
-        &mut self,
-        segment: u64,
-        writer: Writer,
-        mut at: u32,
-        facts: &mut LogFacts,
-    ) -> Result<(), StorageError> {
-        let mut searched = 0;
-        while at < self.geometry.payload_blocks && searched < SEARCH_BLOCKS {
-            self.load(segment, at)?;
-            let header = self.header(segment, at).filter(|header| Writer::of(header) == writer);
-            let Some(header) = header else {
-                (at, searched) = (at + 1, searched + 1);
-                continue;
-            };
-            facts.strays += 1;
-            facts.durable = facts.durable.max(header.durable.get());
-            (at, searched) = (at + 1 + u32::from(header.payload_blocks.get()), 0);
-        }
-        Ok(())
-    }
-
-    /// Looks behind first headers of this life's segments that cannot be read. Only the newest
-    /// segments can be known by nothing else; what earlier lives wrote is known from footers and
-    /// from the superblock.
-    fn look_for_lost_starts(
+    /// Looks behind the newest end of the log for headers that say that what is missing there was
+    /// durable: without them, one lost write would pass for the end of the log, and take flushed
+    /// data with it (decision 0013). What earlier lives wrote is known from the superblock.
+    fn look_behind_the_end(
         &mut self,
         found: &[FoundSegment],
         facts: &mut LogFacts,
@@ -403,21 +384,63 @@ impl<'a> Scanner<'a> {
         let newest = |counts: &dyn Fn(&FoundSegment) -> bool| {
             found.iter().filter(|segment| counts(segment)).map(|segment| segment.segment_use).max()
         };
+        let is_own = |segment: &FoundSegment| segment.incarnation == incarnation;
         let earlier = newest(&|segment| {
             segment.incarnation < incarnation && segment.sequence_first < first_sequence
         });
-        let own = newest(&|segment| segment.incarnation == incarnation);
-        let last = own.or(earlier).or(newest(&|_| true)).map_or(0, |newest| newest + 1);
+        let last = newest(&is_own).or(earlier).or(newest(&|_| true)).map_or(0, |newest| newest + 1);
         let first = earlier.map_or(0, |earlier| earlier + 1);
         let first = first.max(last.saturating_sub(SEGMENTS_WITHOUT_FOOTER_MAX as u64));
-        for segment_use in first..=last {
+        let own = |segment_use| {
+            found.iter().find(|segment| is_own(segment) && segment.segment_use == segment_use)
+        };
+        for segment_use in first..first + self.geometry.segments {
             let writer = Writer { incarnation, segment_use };
-            let is_found = found.iter().any(|segment| {
-                segment.segment_use == segment_use && segment.incarnation == incarnation
-            });
-            if !is_found {
-                self.look_beyond(segment_use % self.geometry.segments, writer, 0, facts)?;
+            let strays = facts.strays;
+            if let Some(segment) = own(segment_use) {
+                let goes_on = own(segment_use + 1)
+                    .is_some_and(|next| next.sequence_first == segment.sequence_last + 1);
+                if let Some(walked) = segment.walked.as_ref().filter(|_| !goes_on) {
+                    let end = self.geometry.payload_blocks;
+                    self.search(writer, walked.end_blocks..end, facts)?;
+                }
+            } else {
+                self.search(writer, 0..START_BLOCKS, facts)?;
             }
+            // A segment in which nothing is left is the last: the next would have been opened
+            // only when it was full.
+            if segment_use >= last && facts.strays == strays {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Searches some blocks of a segment for headers of one use; from one that is found on, all
+    /// that follow.
+    fn search(
+        &mut self,
+        writer: Writer,
+        blocks: Range<u32>,
+        facts: &mut LogFacts,
+    ) -> Result<(), StorageError> {
+        let segment = writer.segment_use % self.geometry.segments;
+        let Range { start: mut at, mut end } = blocks;
+        while at < end {
+            self.load(segment, at)?;
+            let block = self.block(at);
+            // Payload and what an earlier use left are told by a look, not by a checksum.
+            let is_of = |header: &RecordHeader| Writer::of(header) == writer;
+            let resembles = RecordHeader::ref_from_bytes(block).is_ok_and(is_of);
+            let header = resembles.then(|| self.parse_header(segment, at, block)).flatten();
+            let Some(header) = header else {
+                at += 1;
+                continue;
+            };
+            facts.strays += 1;
+            facts.durable = facts.durable.max(header.durable.get());
+            at += 1 + u32::from(header.payload_blocks.get());
+            end = self.geometry.payload_blocks;
         }
         Ok(())
     }

@@ -306,18 +306,21 @@ pub struct PowerCut;
 #[derive(Debug)]
 pub struct BlockingDevice<'a> {
     device: &'a mut SimDevice,
-    /// Operations until the power fails.
+    /// Writes and flushes until the power fails. Reads change nothing: a cut in one of them is the
+    /// cut in what follows.
     cut_after: Option<u64>,
     /// Operations that fail, counted from zero.
     failing: Range<u64>,
     /// Operations so far.
     operations: u64,
+    /// Those of them that change the device.
+    changes: u64,
 }
 
 impl<'a> BlockingDevice<'a> {
-    /// The device, with the power failing in the operation after `cut_after` others.
+    /// The device, with the power failing in the write or flush after `cut_after` others.
     pub fn new(device: &'a mut SimDevice, cut_after: Option<u64>) -> Self {
-        Self { device, cut_after, failing: 0..0, operations: 0 }
+        Self { device, cut_after, failing: 0..0, operations: 0, changes: 0 }
     }
 
     /// Lets some operations fail, counted from zero.
@@ -335,7 +338,8 @@ impl<'a> BlockingDevice<'a> {
     fn count(&mut self, operation: &'static str, offset: u64) -> Result<(), StorageError> {
         let number = self.operations;
         self.operations += 1;
-        if self.cut_after.is_some_and(|after| number >= after) {
+        self.changes += u64::from(operation != "read");
+        if self.cut_after.is_some_and(|after| self.changes > after) {
             std::panic::resume_unwind(Box::new(PowerCut));
         }
         if self.failing.contains(&number) {

@@ -28,6 +28,9 @@ use std::rc::Rc;
 /// Power cuts in a row during one restart at most, so that a world ends.
 const CUTS_IN_RECOVERY_MAX: u32 = 6;
 
+/// Writes and flushes of a restart, about as many as there ever are.
+const CHANGES_IN_RECOVERY_MAX: u64 = 16;
+
 /// What happened, in numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -287,7 +290,8 @@ impl World {
         loop {
             // Down time: a restart is never at once.
             self.now_ns += 1_000_000;
-            let cut_after = (cuts_left > 0).then(|| self.random.magnitude(1, 256) - 1);
+            let cut_after =
+                (cuts_left > 0).then(|| self.random.magnitude(1, CHANGES_IN_RECOVERY_MAX) - 1);
             cuts_left = cuts_left.saturating_sub(1);
             let failing = self.failing_operations();
             let opened = self.try_open::<C>(&options, cut_after, failing.clone());

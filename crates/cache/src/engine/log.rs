@@ -20,7 +20,7 @@ use crate::format::{
 use crate::geometry::{Geometry, LogAddress};
 use crate::limits::{
     BLOCK_BYTES_U32, EXPORTS_MAX, RECORD_AGE_NS_MAX, RECORD_TARGET_BLOCKS, RECORDS_IN_FLIGHT_MAX,
-    SEGMENTS_RESERVED, SEGMENTS_WITHOUT_FOOTER_MAX,
+    SEGMENTS_RESERVED, SEGMENTS_WITHOUT_FOOTER_MAX, WRITE_BLOCKS_MAX,
 };
 use crate::reserve::Reserve;
 use crate::units::{BLOCK_BYTES, Buffer, Now, Sequence};
@@ -29,8 +29,6 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 /// Closed records that may wait for their write to end.
 const CLOSED_RECORDS_MAX: usize = 4096;
-/// One device write carries at most this much: neighbours are written together.
-const WRITE_BLOCKS_MAX: u32 = 512;
 
 /// What names this life of the cache in every header.
 #[derive(Clone, Copy, Debug)]

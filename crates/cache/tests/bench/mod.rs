@@ -8,8 +8,9 @@ use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, STEP_BYTES_MAX
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
     Buffer, Command, Config, Control, Effect, Engine, Event, ExportOptions, ExportSlot,
-    FormatOptions, IoError, IoId, Mode, Notice, Now, Order, OriginIdentity, Piece, ReadPiece,
-    Request, RequestError, Reserve, ReservePlan, ReserveShape, Storage, StorageError, Ticket,
+    FormatOptions, IoError, IoId, Mode, Notice, Now, OpenError, Order, OriginIdentity, Piece,
+    ReadPiece, Recovery, Request, RequestError, Reserve, ReservePlan, ReserveShape, Storage,
+    StorageError, Ticket,
 };
 use std::collections::BTreeMap;
 
@@ -116,7 +117,7 @@ pub struct Bench {
     spans: BTreeMap<u32, Buffer>,
     controls: BTreeMap<u32, Result<(), RequestError>>,
     next_ticket: u32,
-    config: Config,
+    pub config: Config,
 }
 
 impl Bench {
@@ -188,12 +189,20 @@ impl Bench {
 
     /// The process is killed and comes back; what was handed to the device has reached it.
     pub fn restart(&mut self) {
+        self.try_restart().expect("an open cache");
+    }
+
+    /// The same, where recovery may refuse.
+    pub fn try_restart(&mut self) -> Result<Recovery, OpenError> {
         self.engine = None;
         self.held.clear();
         let reserve = Reserve::allocate(self.plan.total_bytes());
         let (config, now) = (self.config.clone(), self.now());
         let opened = Engine::open(&mut self.disk, reserve, self.plan, &self.options, config, now);
-        self.engine = Some(opened.expect("an open cache").0);
+        opened.map(|(engine, recovery)| {
+            self.engine = Some(engine);
+            recovery
+        })
     }
 
     pub fn engine(&mut self) -> &mut Engine {

@@ -1,0 +1,75 @@
+//! Device writes that were reported as done, flushed, and are not there: decision 0013.
+
+mod bench;
+
+use bench::Bench;
+use ringfence_cache::limits::{SEGMENTS_OFFSET, WRITE_BLOCKS_MAX};
+use ringfence_cache::units::BLOCK_BYTES;
+use ringfence_cache::{Mode, OpenError, Order};
+
+const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
+const MIB: u64 = 1 << 20;
+
+/// A block, flushed; then more, so that it is together as much as one device write may carry; then
+/// two more blocks, each flushed. All of it in the first segment, whose offset is returned.
+fn written() -> (Bench, usize) {
+    let mut bench = Bench::new(&[STRICT]);
+    let start = bench.disk.bytes.clone();
+    bench.write_block(0, 1);
+    bench.flush().expect("flushed");
+    bench.write(0, MIB, MIB, 2).expect("written");
+    bench.write(0, 2 * MIB, MIB - 4 * BLOCK_BYTES as u64, 3).expect("written");
+    bench.flush().expect("flushed");
+    for block in 1..3 {
+        bench.write_block(block, 4);
+        bench.flush().expect("flushed");
+    }
+    assert!(start[SEGMENTS_OFFSET as usize..].iter().all(|byte| *byte == 0), "a first lap");
+    (bench, SEGMENTS_OFFSET as usize)
+}
+
+/// The write of so many blocks from an offset on is lost: the device shows what was there before.
+fn lose(bench: &mut Bench, offset: usize, blocks: usize) {
+    bench.disk.bytes[offset..][..blocks * BLOCK_BYTES].fill(0);
+}
+
+fn is_refused(bench: &mut Bench, first_lost: u64) {
+    match bench.try_restart() {
+        Err(OpenError::DurableDamaged { first, .. }) => assert_eq!(first, first_lost),
+        Err(other) => panic!("{other}"),
+        Ok(recovery) => panic!("flushed data is gone without a word: {recovery:?}"),
+    }
+    bench.config.accept_loss = true;
+    let recovery = bench.try_restart().expect("an open cache");
+    assert_eq!(recovery.lost.map(|(first, _)| first), Some(first_lost));
+}
+
+#[test]
+fn a_long_write_lost_in_the_midst_of_a_segment_is_not_taken_for_its_end() {
+    let (mut bench, start) = written();
+    // The first block and its header stay.
+    lose(&mut bench, start + 2 * BLOCK_BYTES, WRITE_BLOCKS_MAX as usize - 2);
+    is_refused(&mut bench, 2);
+    assert_eq!(bench.read(0, 1), [Some(1)], "what came before is there");
+    assert_eq!(bench.read(256, 1), [Some(0xee)], "what was lost is the origin's");
+}
+
+#[test]
+fn the_longest_write_lost_at_the_start_of_the_newest_segment_is_not_taken_for_its_end() {
+    let (mut bench, start) = written();
+    lose(&mut bench, start, WRITE_BLOCKS_MAX as usize);
+    is_refused(&mut bench, 1);
+}
+
+#[test]
+fn the_last_write_lost_is_known_to_no_later_record() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.write_block(0, 1);
+    bench.flush().expect("flushed");
+    bench.write_block(1, 2);
+    bench.flush().expect("flushed");
+    lose(&mut bench, SEGMENTS_OFFSET as usize + 2 * BLOCK_BYTES, 2);
+    let recovery = bench.try_restart().expect("an open cache");
+    assert_eq!(recovery.lost, None);
+    assert_eq!(bench.read(0, 2), [Some(1), Some(0xee)]);
+}
