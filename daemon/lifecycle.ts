@@ -255,10 +255,21 @@ async function openSession(config: Config, native: Native, log: Logger): Promise
   };
   // The bell may have rung before there was anybody to hear it.
   pump();
-  for (const { measure, up, advice } of engine.opened.guards) {
+  logOpened(engine.opened, log);
+  return { engine, actions, connections };
+}
+
+/** What an operator should know of a cache that could be opened all the same. */
+function logOpened({ guards, lostRecords }: NativeOpened, log: Logger): void {
+  for (const { measure, up, advice } of guards) {
     if (!up) log.warn({ measure, advice }, 'a protection of the I/O path is not in place');
   }
-  return { engine, actions, connections };
+  if (lostRecords === null) return;
+  const lost = {
+    first_record: Number(lostRecords.first),
+    last_record: Number(lostRecords.last),
+  };
+  log.error(lost, 'durable data is lost, as --accept-loss allows: the records between these');
 }
 
 async function openEngine(config: Config, native: Native, bell: () => void): Promise<NativeEngine> {

@@ -77,6 +77,8 @@ export interface NativeOpened {
   readonly segments: number;
   readonly recoveredRecords: bigint;
   readonly recoveryMs: number;
+  /** Durable records that are lost, as `acceptLoss` allows: the first and the last of them. */
+  readonly lostRecords: { readonly first: bigint; readonly last: bigint } | null;
   readonly exports: readonly NativeOpenedExport[];
   readonly guards: readonly Guard[];
 }
@@ -245,7 +247,7 @@ export interface CheckReport {
     readonly segmentsWalked: bigint;
     /** Segments with records that no longer count, or are void. */
     readonly segmentsLeft: bigint;
-    /** Records behind the cut: written, but never known to be durable. */
+    /** Records behind the cut, which do not count. */
     readonly recordsDropped: bigint;
   };
   readonly exports: readonly {

@@ -171,7 +171,7 @@ export interface CheckedLog {
   segmentsWalked: bigint
   /** Segments with records that no longer count, or are void. */
   segmentsLeft: bigint
-  /** Records behind the cut: written, but never known to be durable. */
+  /** Records behind the cut, which do not count. */
   recordsDropped: bigint
 }
 
@@ -291,6 +291,14 @@ export interface Listening {
   address: string
 }
 
+/** Records that were durable and are lost. */
+export interface LostRecords {
+  /** The first of them. */
+  first: bigint
+  /** The last of them; some between may be there. */
+  last: bigint
+}
+
 /** An operator's action. */
 export type NativeAction = 'flush' | 'drain' | 'resolve' | 'stop'
 
@@ -382,6 +390,8 @@ export interface NativeOpened {
   recoveredRecords: bigint
   /** How long recovery took. */
   recoveryMs: number
+  /** What was lost, as `acceptLoss` allows; null where nothing was. */
+  lostRecords: LostRecords | null
   /** The exports, in the order in which they were asked for. */
   exports: Array<NativeOpenedExport>
   /** What protects the I/O path here. */

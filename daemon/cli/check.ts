@@ -82,7 +82,7 @@ export function reportText(path: string, report: CheckReport): string {
   const lines = [...table(rows), ''];
   if (exports.length > 0) lines.push(...table([heads, ...exports]), '');
   if (log.recordsDropped > 0n) {
-    lines.push(`${log.recordsDropped} records behind the end were never known to be durable.`);
+    lines.push(`${log.recordsDropped} records lie behind the end and do not count.`);
   }
   lines.push(...report.findings.map(findingText));
   if (report.clean) lines.push('Nothing is damaged.');

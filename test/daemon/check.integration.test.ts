@@ -10,12 +10,14 @@ import { type Finished, run, runAnyway } from '../support/process.ts';
 import {
   ask,
   type Daemon,
+  type DaemonSetup,
   killDaemon,
   ringfenceCommand,
   socketPath,
   startDaemon,
   stopDaemon,
 } from '../support/ringfence.ts';
+import type { Scope } from '../support/scope.ts';
 import { formatDisk, SMALL } from '../support/setting.ts';
 
 const BLOCK = 4096;
@@ -36,8 +38,15 @@ async function fill(daemon: Daemon): Promise<void> {
   client.destroy();
 }
 
+interface Killed {
+  readonly scope: Scope;
+  /** How to serve the copy. */
+  readonly setup: DaemonSetup;
+  readonly image: string;
+}
+
 /** A copy of the device of a cache that was filled and whose daemon was killed. */
-async function killedImage(t: ExecutionContext): Promise<string> {
+async function killedCache(t: ExecutionContext): Promise<Killed> {
   const all = await formatDisk(t, SMALL);
   // An origin that has room for what is to be clean and for no more, so that the rest stays dirty.
   const full = temporaryFolder(all.scope);
@@ -49,7 +58,11 @@ async function killedImage(t: ExecutionContext): Promise<string> {
   await killDaemon(daemon);
   const image = join(all.folder, 'image');
   copyFileSync(all.cacheFile, image);
-  return image;
+  return { scope: all.scope, setup: { ...daemon.setup, cache: image }, image };
+}
+
+async function killedImage(t: ExecutionContext): Promise<string> {
+  return (await killedCache(t)).image;
 }
 
 function check(path: string, ...more: readonly string[]): Promise<Finished> {
@@ -198,8 +211,25 @@ test.serial('a damaged header without a footer is lost data, and no end of the l
   const image = await killedImage(t);
   flip(image, FIRST_HEADER + 200);
   const found = await assertDamage(t, image);
+  t.is(found.findings.length, 1, 'and is not called the end of the log beside that');
   t.like(found.findings[0], { structure: 'log', offset_bytes: FIRST_HEADER });
   t.regex(found.findings[0]?.meaning ?? '', /serve refuses to start/);
+});
+
+test.serial('durable data that is damaged is lost only where that is accepted', async (t) => {
+  const { scope, setup, image } = await killedCache(t);
+  flip(image, FIRST_HEADER + 200);
+  const before = digest(image);
+  await t.throwsAsync(startDaemon(scope, setup), {
+    message: /records 1 to \d+ were durable and cannot be read.*--accept-loss.*\[RF_OPEN\]/,
+  });
+  t.is(digest(image), before, 'a refusal writes nothing');
+  const daemon = await startDaemon(scope, { ...setup, extra: ['--accept-loss'] });
+  t.regex(daemon.background.output(), /"first_record":1,"last_record":\d+,.*data is lost/);
+  const client = await connectNbd({ path: socketPath(setup) }, 'disk');
+  t.is((await client.read(0, BLOCK))[0], 0xc1, 'the origin has what was clean');
+  await client.disconnect();
+  await stopDaemon(daemon);
 });
 
 test.serial('what cannot be read is one sentence', async (t) => {

@@ -222,6 +222,7 @@ function createEngine(
       segments: DESCRIPTION.segments,
       recoveredRecords: 7n,
       recoveryMs: 12,
+      lostRecords: null,
       exports,
       guards: native.guards,
     },

@@ -37,7 +37,8 @@ pub enum FormatError {
 pub enum OpenError {
     /// No superblock.
     #[error(
-        "the device holds no ringfence cache: run `ringfence format` on it first, or name the right device"
+        "the device holds no ringfence cache: name the right device, or make this one a cache with \
+         `ringfence format`, which destroys what is on it"
     )]
     NotFormatted,
     /// A superblock that is not understood.
@@ -71,7 +72,8 @@ pub enum OpenError {
     },
     /// The device shrank.
     #[error(
-        "the device has {size_bytes} bytes but was formatted with {formatted_bytes}: it is not the whole device"
+        "the device has {size_bytes} bytes but was formatted with {formatted_bytes}: it is not \
+         the whole device; name the right one, or give it back its size"
     )]
     Shrunk {
         /// What it has now.
@@ -82,7 +84,7 @@ pub enum OpenError {
     /// Durable data is damaged.
     #[error(
         "the log is damaged: records {first} to {last} were durable and cannot be read; start with \
-         --accept-loss to go on without what they held"
+         --accept-loss to go on without them and what follows them in their segment"
     )]
     DurableDamaged {
         /// First sequence that is missing or damaged.
@@ -126,7 +128,11 @@ pub enum OpenError {
         leaves: u32,
     },
     /// No slot is left.
-    #[error("the cache already has {} exports: remove one first", crate::limits::EXPORTS_MAX)]
+    #[error(
+        "the cache knows {} exports already, served or not, and can learn no other: use one of \
+         their names with its origin, or another cache",
+        crate::limits::EXPORTS_MAX
+    )]
     TooManyExports,
     /// A name or identity that does not fit.
     #[error("export {name}: {reason}")]

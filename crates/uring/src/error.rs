@@ -37,7 +37,10 @@ pub enum RuntimeError {
         path: PathBuf,
     },
     /// The logical blocks are too large.
-    #[error("{role} {path} has logical blocks of {block_bytes} bytes; at most 4096 are supported")]
+    #[error(
+        "{role} {path} has logical blocks of {block_bytes} bytes, and at most 4096 are possible: \
+         use another one"
+    )]
     BlockSize {
         /// `cache device` or `origin`.
         role: &'static str,

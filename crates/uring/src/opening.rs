@@ -99,6 +99,7 @@ pub fn open(
         segments: segments(superblock.segments.get()),
         recovered_records: recovery.records,
         recovery_ms,
+        lost_records: recovery.lost,
         exports: opened_exports,
         guards,
     };

@@ -97,6 +97,8 @@ pub struct Opened {
     pub recovered_records: u64,
     /// How long recovery took.
     pub recovery_ms: u64,
+    /// Of the records that were durable and are lost, as was accepted, the first and the last.
+    pub lost_records: Option<(u64, u64)>,
     /// The exports, in the order in which they were asked for.
     pub exports: Vec<OpenedExport>,
     /// What protects the I/O path here.

@@ -107,6 +107,7 @@ pub fn start_core<C: Core + Send + 'static>(
         segments: 0,
         recovered_records: 0,
         recovery_ms: 0,
+        lost_records: None,
         exports: Vec::new(),
         guards: Vec::new(),
     };

@@ -208,8 +208,8 @@ fn note_losses(
             export: None,
             blocks: None,
             problem: format!("records {first} to {last} were durable and cannot be read"),
-            meaning: "serve refuses to start; with --accept-loss it goes on without what they \
-                      held, and what they overwrote may show again",
+            meaning: "serve refuses to start; with --accept-loss it goes on without them and \
+                      what follows them in their segment, and what they overwrote may show again",
         });
     }
 }

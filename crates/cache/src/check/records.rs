@@ -310,6 +310,10 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             if at >= geometry.payload_blocks {
                 continue;
             }
+            if self.findings.iter().any(|found| found.offset_bytes == Some(offset)) {
+                // Named as damage: what is there is no end of the log.
+                continue;
+            }
             let mut block = vec![0; BLOCK_BYTES];
             self.scanner.storage.read_at(offset, &mut block)?;
             let segment_use = geometry.segment_use(address);

@@ -32,7 +32,7 @@ pub struct CheckedLog {
     pub segments_walked: u64,
     /// Segments with records that no longer count, or are void.
     pub segments_left: u64,
-    /// Records behind the cut: written, but never known to be durable.
+    /// Records behind the cut, which do not count.
     pub records_dropped: u64,
 }
 

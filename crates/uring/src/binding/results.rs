@@ -30,8 +30,17 @@ pub struct NativeOpenedExport {
     pub known: bool,
 }
 
-/// What `open` found out.
+/// Records that were durable and are lost.
 #[napi(object, object_from_js = false)]
+pub struct LostRecords {
+    /// The first of them.
+    pub first: u64,
+    /// The last of them; some between may be there.
+    pub last: u64,
+}
+
+/// What `open` found out.
+#[napi(object, object_from_js = false, use_nullable = true)]
 pub struct NativeOpened {
     /// Names the cache.
     pub cache_uuid: String,
@@ -45,6 +54,8 @@ pub struct NativeOpened {
     pub recovered_records: u64,
     /// How long recovery took.
     pub recovery_ms: f64,
+    /// What was lost, as `acceptLoss` allows; null where nothing was.
+    pub lost_records: Option<LostRecords>,
     /// The exports, in the order in which they were asked for.
     pub exports: Vec<NativeOpenedExport>,
     /// What protects the I/O path here.
@@ -188,6 +199,7 @@ impl From<&options::Opened> for NativeOpened {
             recovered_records: opened.recovered_records,
             // Exact for the next 285,000 years.
             recovery_ms: opened.recovery_ms as f64,
+            lost_records: opened.lost_records.map(|(first, last)| LostRecords { first, last }),
             exports: opened.exports.iter().map(NativeOpenedExport::from).collect(),
             guards: opened.guards.iter().cloned().map(Guard::from).collect(),
         }
