@@ -377,7 +377,7 @@ impl Index {
     }
 
     /// Frees one leaf that holds only clean blocks, looking at no more than `tries` leaves. Clean
-    /// blocks may be forgotten at any time: the origin has them.
+    /// blocks may be forgotten at any time, the origin has them; dirty ones never (rule 6).
     pub fn evict_clean_leaf(
         &mut self,
         tries: usize,

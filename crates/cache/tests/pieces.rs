@@ -1,4 +1,4 @@
-//! Reads in pieces: what is there goes out before what is not.
+//! Reads in pieces (rule 29): what is there goes out before what is not.
 
 mod bench;
 

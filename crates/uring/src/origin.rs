@@ -92,6 +92,7 @@ mod tests {
         }
     }
 
+    /// Rule 34.
     #[test]
     fn an_origin_belongs_to_one_export_and_is_not_the_cache() {
         let (cache, origin) = (file("cache", 8192), file("origin", 5000));

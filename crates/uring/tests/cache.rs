@@ -130,7 +130,7 @@ fn what_was_flushed_is_there_after_a_restart_and_on_the_origin_after_a_drain() {
         assert_eq!(host.runtime.opened().cache_uuid, described.uuid);
     }
     let origin = std::fs::read(files.origin()).expect("the origin");
-    assert_eq!(origin.len() as u64, ORIGIN_BYTES, "an origin never grows");
+    assert_eq!(origin.len() as u64, ORIGIN_BYTES, "an origin never grows (rule 35)");
     assert!(origin[..5 << 20] == expected);
     assert!(origin[origin.len() - 3000..] == [7; 3000]);
     let described = ringfence_uring::describe(&files.cache()).expect("readable").expect("a cache");

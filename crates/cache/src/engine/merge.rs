@@ -1,4 +1,5 @@
-//! Partial blocks: a write that covers a part of a block is merged with what the block holds.
+//! Partial blocks: a write that covers a part of a block is merged with what the block holds. Only
+//! where the cache does not have that is the origin needed (rule 33).
 
 use super::Engine;
 use super::api::{Effect, IoError, RequestError};

@@ -22,8 +22,11 @@ const WINDOW_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
 const EIO: IoError = IoError::Failed { errno: 5 };
 
 /// A device in memory.
+#[derive(Clone, Default)]
 pub struct Disk {
     pub bytes: Vec<u8>,
+    /// What a power cut leaves, where a test asks for it: all that was flushed and nothing else.
+    pub flushed: Option<Vec<u8>>,
 }
 
 impl Storage for Disk {
@@ -45,6 +48,9 @@ impl Storage for Disk {
     }
 
     fn flush(&mut self) -> Result<(), StorageError> {
+        if let Some(flushed) = &mut self.flushed {
+            flushed.clone_from(&self.bytes);
+        }
         Ok(())
     }
 }
@@ -79,6 +85,8 @@ pub struct Faults {
     pub origin_reads: bool,
     /// Origin writes and flushes fail.
     pub origin_writes: bool,
+    /// Flushes of origins fail.
+    pub origin_flushes: bool,
     /// Writes and flushes of this origin alone fail.
     pub origin_writes_of: Option<u8>,
     /// Writes and flushes of the cache device fail.
@@ -107,17 +115,36 @@ pub struct Bench {
     pub kept: bool,
     /// Whether invariants are checked after every step.
     pub is_checked: bool,
-    options: Vec<ExportOptions>,
+    /// What the engine is opened with.
+    pub options: Vec<ExportOptions>,
+    pub config: Config,
     engine: Option<Engine>,
     plan: ReservePlan,
+    tier_blocks: u64,
     now_ns: u64,
     held: Vec<Effect>,
     answers: BTreeMap<u32, Answer>,
     told: BTreeMap<u32, Vec<(Piece, Vec<u8>)>>,
     spans: BTreeMap<u32, Buffer>,
     controls: BTreeMap<u32, Result<(), RequestError>>,
+    /// What a power cut had left when the last control was answered.
+    flushed_then: Option<Vec<u8>>,
     next_ticket: u32,
-    pub config: Config,
+}
+
+/// The smallest reserve for so many exports.
+fn plan_for(exports: usize, tier_blocks: u64) -> ReservePlan {
+    let shape = ReserveShape {
+        reserve_bytes: 0,
+        receive_bytes: u64::from(TICKETS) * u64::from(WINDOW_BYTES),
+        segment_bytes: SEGMENT_BYTES_MIN,
+        exports,
+        memory_tier_bytes: tier_blocks * BLOCK_BYTES_U64,
+    };
+    let least = ReservePlan::new(&shape);
+    let needed = least.expect_err("no reserve is too small").needed_bytes;
+    let reserve_bytes = needed + shape.memory_tier_bytes;
+    ReservePlan::new(&ReserveShape { reserve_bytes, ..shape }).expect("the least")
 }
 
 impl Bench {
@@ -128,7 +155,7 @@ impl Bench {
 
     /// Exports and a memory tier of so many blocks.
     pub fn sized(exports: &[(Mode, Order)], export_blocks: u64, tier_blocks: u64) -> Self {
-        let mut disk = Disk { bytes: vec![0; DEVICE_BYTES as usize] };
+        let mut disk = Disk { bytes: vec![0; DEVICE_BYTES as usize], flushed: None };
         let options = FormatOptions {
             uuid: [7; 16],
             secret: *b"sixteen secrets!",
@@ -146,18 +173,6 @@ impl Bench {
             wait_ns_max: 2_000_000_000,
             origin_timeout_ns: 30_000_000_000,
         };
-        let receive_bytes = u64::from(TICKETS) * u64::from(WINDOW_BYTES);
-        let shape = ReserveShape {
-            reserve_bytes: 0,
-            receive_bytes,
-            segment_bytes: SEGMENT_BYTES_MIN,
-            exports: exports.len(),
-            memory_tier_bytes: tier_blocks * BLOCK_BYTES_U64,
-        };
-        let least = ReservePlan::new(&shape);
-        let needed = least.expect_err("no reserve is too small").needed_bytes;
-        let reserve_bytes = needed + shape.memory_tier_bytes;
-        let plan = ReservePlan::new(&ReserveShape { reserve_bytes, ..shape }).expect("the least");
         let options: Vec<_> = exports.iter().enumerate().map(export).collect();
         let mut bench = Self {
             disk,
@@ -169,13 +184,15 @@ impl Bench {
             is_checked: true,
             options,
             engine: None,
-            plan,
+            plan: plan_for(exports.len(), tier_blocks),
+            tier_blocks,
             now_ns: 1_000_000_000,
             held: Vec::new(),
             answers: BTreeMap::new(),
             told: BTreeMap::new(),
             spans: BTreeMap::new(),
             controls: BTreeMap::new(),
+            flushed_then: None,
             next_ticket: 0,
             config: Config { requests_max: TICKETS, ..Config::default() },
         };
@@ -187,6 +204,19 @@ impl Bench {
         Now { monotonic_ns: self.now_ns, wall_ns: self.now_ns }
     }
 
+    /// Opens the cache on `storage` with the options and the configuration as they are now.
+    pub fn open_on(&mut self, storage: &mut dyn Storage) -> Result<Recovery, OpenError> {
+        self.engine = None;
+        self.held.clear();
+        self.plan = plan_for(self.options.len(), self.tier_blocks);
+        let reserve = Reserve::allocate(self.plan.total_bytes());
+        let (config, now) = (self.config.clone(), self.now());
+        let (engine, recovery) =
+            Engine::open(storage, reserve, self.plan, &self.options, config, now)?;
+        self.engine = Some(engine);
+        Ok(recovery)
+    }
+
     /// The process is killed and comes back; what was handed to the device has reached it.
     pub fn restart(&mut self) {
         self.try_restart().expect("an open cache");
@@ -194,15 +224,17 @@ impl Bench {
 
     /// The same, where recovery may refuse.
     pub fn try_restart(&mut self) -> Result<Recovery, OpenError> {
-        self.engine = None;
-        self.held.clear();
-        let reserve = Reserve::allocate(self.plan.total_bytes());
-        let (config, now) = (self.config.clone(), self.now());
-        let opened = Engine::open(&mut self.disk, reserve, self.plan, &self.options, config, now);
-        opened.map(|(engine, recovery)| {
-            self.engine = Some(engine);
-            recovery
-        })
+        let mut disk = std::mem::take(&mut self.disk);
+        let opened = self.open_on(&mut disk);
+        self.disk = disk;
+        opened
+    }
+
+    /// The power fails in the moment in which the last control was answered; the device has what
+    /// was flushed until then and nothing else.
+    pub fn power_cut_at_answer(&mut self) {
+        self.disk.bytes = self.flushed_then.take().expect("a disk that keeps what was flushed");
+        self.restart();
     }
 
     pub fn engine(&mut self) -> &mut Engine {
@@ -211,6 +243,10 @@ impl Bench {
 
     pub fn counter(&mut self, counter: ExportCounter) -> u64 {
         self.engine().counters().get_export(ExportSlot(0), counter)
+    }
+
+    pub fn counter_of(&mut self, export: u8, counter: ExportCounter) -> u64 {
+        self.engine().counters().get_export(ExportSlot(export), counter)
     }
 
     pub fn engine_counter(&mut self, counter: Counter) -> u64 {
@@ -247,7 +283,11 @@ impl Bench {
                 done.push((io, result));
             }
             Effect::DeviceFlush { io } => {
-                done.push((io, if self.faults.device_writes { Err(EIO) } else { Ok(()) }));
+                let result = if self.faults.device_writes { Err(EIO) } else { Ok(()) };
+                if result.is_ok() {
+                    self.disk.flush().expect("a disk in memory");
+                }
+                done.push((io, result));
             }
             Effect::OriginRead { io, export, offset, buffer } => {
                 if self.faults.hold_origin_reads {
@@ -278,6 +318,7 @@ impl Bench {
             Effect::Complete { ticket, result } => self.complete(ticket, result),
             Effect::ControlDone { token, result } => {
                 self.controls.insert(token, result);
+                self.flushed_then.clone_from(&self.disk.flushed);
             }
             Effect::Notice(notice) => self.notices.push(notice),
         }
@@ -306,7 +347,10 @@ impl Bench {
         offset: u64,
         bytes: Vec<u8>,
     ) -> Result<(), IoError> {
-        if self.faults.origin_writes || self.faults.origin_writes_of == Some(export.0) {
+        let fails = self.faults.origin_writes
+            || self.faults.origin_writes_of == Some(export.0)
+            || self.faults.origin_flushes && what == "flush";
+        if fails {
             return Err(EIO);
         }
         self.origin_log.push((what, export.0, offset / BLOCK_BYTES_U64));
@@ -423,13 +467,25 @@ impl Bench {
         length: u64,
         byte: u8,
     ) -> Result<(), RequestError> {
+        let ticket = self.begin_write_to(export, offset, length, byte);
+        self.now_or_never(ticket).result
+    }
+
+    /// Begins to write bytes that are all the same.
+    pub fn begin_write_to(&mut self, export: u8, offset: u64, length: u64, byte: u8) -> Ticket {
         let nowhere = Buffer { offset: 0, length: 0 };
         let ticket = self.next_ticket + 1;
         let window = self.plan.receive.piece((ticket % TICKETS) as usize, WINDOW_BYTES);
         self.engine().reserve().bytes_mut(window.part(0, length as u32)).fill(byte);
-        let ticket =
-            self.submit(export, Command::Write { buffer: nowhere, fua: false }, offset, length);
-        self.now_or_never(ticket).result
+        self.submit(export, Command::Write { buffer: nowhere, fua: false }, offset, length)
+    }
+
+    /// Writes whatever lies there; returns the answer, if there is one.
+    pub fn try_write(&mut self, export: u8, offset: u64, length: u64) -> Option<Answer> {
+        let command = Command::Write { buffer: Buffer { offset: 0, length: 0 }, fua: false };
+        let ticket = self.submit(export, command, offset, length);
+        self.settle();
+        self.answer(ticket)
     }
 
     /// Writes one block.

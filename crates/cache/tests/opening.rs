@@ -1,0 +1,247 @@
+//! Opening a cache: rules 1, 5, 6, 7, 13, 16 and 36, and what is refused.
+
+mod bench;
+
+use bench::{Bench, Disk, EXPORT_BLOCKS};
+use ringfence_cache::counters::{Counter, ExportCounter};
+use ringfence_cache::limits::{EXPORTS_MAX, SUPERBLOCK_OFFSETS};
+use ringfence_cache::{Control, Mode, OpenError, Order, ReadPiece, Storage, StorageError};
+
+const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
+/// Blocks that a leaf of the index maps.
+const LEAF_BLOCKS: u64 = 512;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    Read,
+    Write(u64),
+    Flush,
+}
+
+/// A disk that notes what is done to it, and fails for ever from some change on.
+struct Watched {
+    disk: Disk,
+    done: Vec<Operation>,
+    changes_left: usize,
+}
+
+impl Watched {
+    fn new(disk: &Disk) -> Self {
+        Self { disk: disk.clone(), done: Vec::new(), changes_left: usize::MAX }
+    }
+
+    fn change(&mut self, operation: Operation) -> Result<(), StorageError> {
+        let source = std::io::Error::other("the power is gone");
+        let failed = StorageError { operation: "write", offset: 0, source };
+        self.changes_left = self.changes_left.checked_sub(1).ok_or(failed)?;
+        self.done.push(operation);
+        Ok(())
+    }
+
+    fn changes(&self) -> usize {
+        self.done.iter().filter(|operation| **operation != Operation::Read).count()
+    }
+}
+
+impl Storage for Watched {
+    fn size_bytes(&self) -> u64 {
+        self.disk.size_bytes()
+    }
+
+    fn read(&mut self, pieces: &mut [ReadPiece<'_>]) -> Result<(), StorageError> {
+        self.done.push(Operation::Read);
+        self.disk.read(pieces)
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.change(Operation::Write(offset))?;
+        self.disk.write(offset, bytes)
+    }
+
+    fn flush(&mut self) -> Result<(), StorageError> {
+        self.change(Operation::Flush)
+    }
+}
+
+/// Blocks 0 to 7, dirty, of bytes 1 to 8.
+fn dirty() -> Bench {
+    let mut bench = Bench::new(&[STRICT]);
+    for block in 0..8 {
+        bench.write_block(block, block as u8 + 1);
+    }
+    bench.flush().expect("flushed");
+    bench
+}
+
+#[test]
+fn a_flush_comes_first_and_the_new_life_last_in_one_superblock_after_the_other() {
+    let mut bench = dirty();
+    let mut watched = Watched::new(&bench.disk);
+    bench.open_on(&mut watched).expect("an open cache");
+    assert_eq!(watched.done[0], Operation::Flush, "rule 1");
+    let [first, second] = SUPERBLOCK_OFFSETS.map(Operation::Write);
+    let last = &watched.done[watched.done.len() - 4..];
+    let orders = [
+        [first, Operation::Flush, second, Operation::Flush],
+        [second, Operation::Flush, first, Operation::Flush],
+    ];
+    assert!(orders.iter().any(|order| order == last), "rule 5: {last:?}");
+}
+
+#[test]
+fn a_start_that_is_cut_short_anywhere_is_a_crash_like_any_other() {
+    let mut bench = dirty();
+    let expected: Vec<_> = (1..=8).map(Some).collect();
+    let mut whole = Watched::new(&bench.disk);
+    bench.open_on(&mut whole).expect("an open cache");
+    assert!(whole.changes() >= 6, "a footer and the superblocks: {:?}", whole.done);
+    for cut in 0..whole.changes() {
+        let mut bench = dirty();
+        let mut watched = Watched { changes_left: cut, ..Watched::new(&bench.disk) };
+        let failed = bench.open_on(&mut watched).expect_err("the power is gone");
+        assert!(matches!(failed, OpenError::Storage(_)), "{failed:?}");
+        bench.disk = watched.disk;
+        bench.restart();
+        assert_eq!(bench.read(0, 8), expected, "rule 7, after {cut} changes");
+    }
+}
+
+#[test]
+fn a_clean_stop_leaves_nothing_that_a_kill_does_not() {
+    let mut bench = dirty();
+    let killed = bench.disk.clone();
+    assert_eq!(bench.control(Control::Stop), Some(Ok(())));
+    // Rule 7: there is no other way in, so nothing may depend on how it ended.
+    for disk in [killed, bench.disk.clone()] {
+        bench.disk = disk;
+        bench.restart();
+        bench.turn();
+        assert_eq!(bench.counter(ExportCounter::DirtyBytes), 8 * 4096);
+        assert_eq!(bench.read(0, 8), (1..=8).map(Some).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn leaves_that_run_out_cost_clean_blocks_and_never_dirty_ones() {
+    let mut bench = Bench::new(&[STRICT]);
+    for leaf in 0..4 {
+        bench.write_block(leaf * LEAF_BLOCKS, 0x10 + leaf as u8);
+    }
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    for leaf in 1..3 {
+        bench.write_block(leaf * LEAF_BLOCKS, 0x20 + leaf as u8);
+    }
+    bench.flush().expect("flushed");
+    bench.config.index_bytes = Some(2 * 4096);
+    bench.restart();
+    bench.turn();
+    assert_eq!(bench.engine_counter(Counter::LeavesTotal), 2);
+    // Rule 6: the dirty ones are there without an origin, the others only with one.
+    bench.faults.origin_reads = true;
+    assert_eq!(bench.read(LEAF_BLOCKS, 1), [Some(0x21)]);
+    assert_eq!(bench.read(2 * LEAF_BLOCKS, 1), [Some(0x22)]);
+    bench.config.index_bytes = Some(4096);
+    let mut disk = bench.disk.clone();
+    let refused = bench.open_on(&mut disk).expect_err("one leaf for two");
+    assert!(matches!(refused, OpenError::IndexTooSmall { leaves: 1 }), "{refused:?}");
+    bench.config.index_bytes = None;
+    bench.faults.origin_reads = false;
+    bench.restart();
+    assert_eq!(bench.read(LEAF_BLOCKS, 1), [Some(0x21)], "a refusal loses nothing");
+    assert_eq!(bench.read(3 * LEAF_BLOCKS, 1), [Some(0x13)]);
+}
+
+#[test]
+fn what_an_export_has_destaged_says_nothing_of_another() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    for export in 0..2 {
+        bench.write(export, 0, 4096, 7 + export).expect("written");
+    }
+    bench.faults.origin_writes_of = Some(1);
+    bench.pass(2_000_000_000);
+    bench.flush().expect("flushed");
+    bench.restart();
+    bench.turn();
+    // Rule 13.
+    assert_eq!(bench.counter_of(0, ExportCounter::DirtyBytes), 0);
+    assert_eq!(bench.counter_of(1, ExportCounter::DirtyBytes), 4096);
+    bench.faults.origin_writes_of = None;
+    bench.origin_log.clear();
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    assert_eq!(bench.origin_log, [("write", 1, 0), ("flush", 1, 0)]);
+}
+
+#[test]
+fn an_export_that_is_not_configured_keeps_what_is_dirty_through_laps() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    bench.write(0, 0, 4096, 7).expect("written");
+    bench.write(1, 0, 4096, 8).expect("written");
+    bench.flush().expect("flushed");
+    let both = bench.options.clone();
+    bench.options.remove(0);
+    bench.restart();
+    bench.turn();
+    assert_eq!(bench.counter_of(0, ExportCounter::DirtyBytes), 4096, "rule 16: counted");
+    for at in 0..80 {
+        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 100).expect("written");
+        bench.pass(1_000_000_000);
+    }
+    assert!(bench.engine_counter(Counter::SegmentsReclaimed) > 13, "the log has wrapped");
+    bench.flush().expect("flushed");
+    bench.options = both;
+    bench.faults.origin_writes_of = None;
+    bench.restart();
+    assert_eq!(bench.read(0, 1), [Some(7)]);
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    assert_eq!(bench.origin(0, 0), 7);
+}
+
+#[test]
+fn a_device_that_shrank_is_refused_before_any_write_and_a_larger_one_is_not() {
+    let mut bench = dirty();
+    let mut watched = Watched::new(&bench.disk);
+    watched.disk.bytes.truncate(bench.disk.bytes.len() - 4096);
+    let refused = bench.open_on(&mut watched).expect_err("a smaller device");
+    assert!(matches!(refused, OpenError::Shrunk { .. }), "{refused:?}");
+    assert!(watched.done.iter().all(|done| !matches!(done, Operation::Write(_))), "rule 36");
+    let mut larger = Watched::new(&bench.disk);
+    larger.disk.bytes.resize(bench.disk.bytes.len() + (8 << 20), 0x55);
+    bench.open_on(&mut larger).expect("its excess is ignored");
+    assert!(larger.disk.bytes[bench.disk.bytes.len()..].iter().all(|byte| *byte == 0x55));
+}
+
+#[test]
+fn exports_that_the_cache_cannot_take_are_refused_before_any_write() {
+    let mut bench = dirty();
+    let known = bench.options[0].clone();
+    let other = |index: usize| {
+        let mut option = known.clone();
+        option.name = format!("other-{index}");
+        option.uuid = [100 + index as u8; 16];
+        option
+    };
+    let mut empty = other(0);
+    empty.origin.size_bytes = 0;
+    let mut grown = known.clone();
+    grown.origin.size_bytes += 4096;
+    let mut foreign = known.clone();
+    foreign.origin.name = "another one".to_owned();
+    let many: Vec<_> = (0..EXPORTS_MAX).map(other).collect();
+    for (options, message) in [
+        (vec![empty], "its origin is empty"),
+        (vec![grown], "the cache knows it with 8388608"),
+        (vec![foreign], "its origin is another one, but the cache holds data of origin-0"),
+        (many, "the cache knows 64 exports already"),
+    ] {
+        let mut watched = Watched::new(&bench.disk);
+        bench.options = options;
+        let refused = bench.open_on(&mut watched).expect_err(message).to_string();
+        assert!(refused.contains(message), "{refused}");
+        assert!(watched.done.iter().all(|done| !matches!(done, Operation::Write(_))));
+    }
+    bench.options = vec![known];
+    bench.restart();
+    assert_eq!(bench.read(0, 1), [Some(1)]);
+    const { assert!(EXPORT_BLOCKS * 4096 == 8_388_608) };
+}

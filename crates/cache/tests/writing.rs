@@ -1,0 +1,255 @@
+//! From a write to the origin: rules 9, 14, 15, 20, 22, 23, 24, 27, 30 and 33.
+
+mod bench;
+
+use bench::{Bench, EXPORT_BLOCKS};
+use ringfence_cache::counters::{Counter, ExportCounter};
+use ringfence_cache::format::{ENTRY_BYTES, EntryKind};
+use ringfence_cache::limits::{
+    SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SEGMENTS_RESERVED, STEP_BLOCKS_MAX,
+};
+use ringfence_cache::{Buffer, Command, Control, Mode, Order, RequestError};
+
+const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
+const RELAXED: (Mode, Order) = (Mode::Writeback, Order::Relaxed);
+const THROUGH: (Mode, Order) = (Mode::Writethrough, Order::Strict);
+const NOWHERE: Buffer = Buffer { offset: 0, length: 0 };
+const DRAIN: Control = Control::Drain(None);
+const SECOND: u64 = 1_000_000_000;
+/// An origin's content where nobody wrote.
+const OLD: u8 = 0xee;
+
+/// Kind and length of each entry of each record in the first segment.
+fn records(bench: &Bench) -> Vec<Vec<(u8, usize)>> {
+    let mut at = SEGMENTS_OFFSET as usize;
+    let mut found = Vec::new();
+    while bench.disk.bytes[at + 4..at + 8] == *b"rfre" {
+        let number = |offset: usize| {
+            let bytes = &bench.disk.bytes[at + offset..][..2];
+            usize::from(u16::from_le_bytes([bytes[0], bytes[1]]))
+        };
+        let entries = (0..number(106)).map(|index| 1152 + index * ENTRY_BYTES);
+        let entries = entries.map(|entry| (bench.disk.bytes[at + entry + 32], number(entry + 28)));
+        found.push(entries.collect());
+        at += 4096 * (1 + number(104));
+    }
+    found
+}
+
+fn begin_write(bench: &mut Bench, block: u64, fua: bool) {
+    bench.submit(0, Command::Write { buffer: NOWHERE, fua }, block * 4096, 4096);
+}
+
+/// Fills the log with dirty data until a write is not answered; returns how many were.
+fn fill(bench: &mut Bench, export: u8) -> u64 {
+    for count in 0..100 {
+        if bench.try_write(export, count % 7 * (1 << 20), 1 << 20).is_none() {
+            return count;
+        }
+    }
+    panic!("dirty data has no limit");
+}
+
+#[test]
+fn a_step_lies_in_one_record_whatever_its_size_and_place() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.write(0, 512, 1 << 20, 7).expect("written");
+    bench.flush().expect("flushed");
+    let records = records(&bench);
+    let write = EntryKind::Write.code();
+    let steps = records.iter().flatten().filter(|(kind, _)| *kind == write);
+    assert_eq!(steps.collect::<Vec<_>>(), [&(write, STEP_BLOCKS_MAX)], "rule 9");
+}
+
+#[test]
+fn of_two_versions_in_one_record_the_later_one_counts() {
+    let mut bench = Bench::new(&[STRICT]);
+    for byte in [1, 2, 3] {
+        bench.begin_write_to(0, 0, 4096, byte);
+    }
+    bench.flush().expect("flushed");
+    assert_eq!(records(&bench), [[(EntryKind::Write.code(), 1); 3]], "they share a record");
+    bench.restart();
+    assert_eq!(bench.read(0, 1), [Some(3)], "rule 9");
+    assert_eq!(bench.control(DRAIN), Some(Ok(())));
+    assert_eq!(bench.origin(0, 0), 3);
+}
+
+#[test]
+fn an_answered_fua_write_is_the_last_of_its_epoch() {
+    let mut bench = Bench::new(&[STRICT]);
+    begin_write(&mut bench, 10, false);
+    begin_write(&mut bench, 20, true);
+    bench.settle();
+    begin_write(&mut bench, 30, false);
+    // An operator's flush makes all of it durable and ends no epoch.
+    assert_eq!(bench.control(Control::Flush), Some(Ok(())));
+    assert_eq!(bench.origin_log, []);
+    assert_eq!(bench.control(DRAIN), Some(Ok(())));
+    // Rule 14, and rule 19: the origin is flushed between the epochs.
+    let [first, second] = [("write", 0, 10), ("write", 0, 20)];
+    assert!(bench.origin_log[..2] == [first, second] || bench.origin_log[..2] == [second, first]);
+    let rest = [("flush", 0, 0), ("write", 0, 30), ("flush", 0, 0)];
+    assert_eq!(bench.origin_log[2..], rest);
+}
+
+#[test]
+fn an_epoch_that_nobody_ends_is_ended_all_the_same() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.write_block(10, 1);
+    // A client that goes on asking, so that nothing is idle.
+    for _ in 0..60 {
+        bench.pass(SECOND / 10);
+        bench.read_whole(10, 1).expect("read");
+    }
+    assert_eq!(bench.origin(0, 10), 1, "rule 14: after 5 s");
+}
+
+#[test]
+fn a_log_full_of_dirty_data_keeps_what_reclaim_needs_and_goes_on() {
+    let mut bench = Bench::new(&[STRICT, RELAXED]);
+    bench.faults.origin_writes = true;
+    let written = fill(&mut bench, 0) + fill(&mut bench, 1);
+    assert!(written > 16, "{written} MiB");
+    bench.turn();
+    let dirty: u64 = [0, 1].map(|of| bench.counter_of(of, ExportCounter::DirtyBytes)).iter().sum();
+    let segments = bench.engine_counter(Counter::SegmentsFree)
+        + bench.engine_counter(Counter::SegmentsUsed)
+        + bench.engine_counter(Counter::SegmentsReclaiming);
+    let log_bytes = segments * SEGMENT_BYTES_MIN;
+    assert!(dirty <= log_bytes / 4 * 3, "rule 15: {dirty} of {log_bytes}");
+    let free = bench.engine_counter(Counter::SegmentsFree);
+    assert!(free >= u64::from(SEGMENTS_RESERVED), "rule 27: {free} segments free");
+    bench.faults.origin_writes = false;
+    bench.pass(20 * SECOND);
+    assert_eq!(bench.write(0, 0, 1 << 20, 9), Ok(()), "and it goes on");
+    assert_eq!(bench.write(1, 0, 1 << 20, 9), Ok(()));
+}
+
+#[test]
+fn an_export_may_be_given_less() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.options[0].dirty_bytes_max = Some(4 << 20);
+    bench.restart();
+    bench.faults.origin_writes = true;
+    fill(&mut bench, 0);
+    let dirty = bench.counter(ExportCounter::DirtyBytes);
+    assert!((1 << 20..=4 << 20).contains(&dirty), "rule 15: {dirty}");
+}
+
+#[test]
+fn after_a_failed_flush_of_the_origin_all_of_it_is_written_again() {
+    let mut bench = Bench::new(&[STRICT]);
+    for block in [3, 40, 500] {
+        bench.write_block(block, 7);
+    }
+    bench.flush().expect("flushed");
+    bench.faults.origin_flushes = true;
+    bench.pass(2 * SECOND);
+    assert_eq!([3, 40, 500].map(|block| bench.origin(0, block)), [7; 3], "it was written once");
+    assert!(bench.counter(ExportCounter::DirtyBytes) >= 3 * 4096, "and is no cleaner for it");
+    // An origin that fails a flush may have lost whatever it was given.
+    bench.origins[0].fill(OLD);
+    bench.faults.origin_flushes = false;
+    bench.pass(20 * SECOND);
+    assert_eq!([3, 40, 500].map(|block| bench.origin(0, block)), [7; 3], "rule 20");
+    assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0);
+}
+
+#[test]
+fn a_drain_that_was_answered_is_not_taken_back_by_a_power_cut() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.disk.flushed = Some(bench.disk.bytes.clone());
+    bench.write_block(3, 7);
+    assert_eq!(bench.control(DRAIN), Some(Ok(())));
+    bench.power_cut_at_answer();
+    bench.turn();
+    assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0, "rule 22");
+    // Somebody edits the origin without the cache: that must not be overwritten.
+    bench.origins[0][3 * 4096] = 99;
+    bench.origin_log.clear();
+    bench.pass(20 * SECOND);
+    assert_eq!(bench.control(DRAIN), Some(Ok(())));
+    assert_eq!(bench.origin(0, 3), 99);
+}
+
+#[test]
+fn writethrough_is_answered_when_the_origin_has_it() {
+    let mut bench = Bench::new(&[THROUGH]);
+    bench.write_block(3, 7);
+    assert_eq!(bench.origin(0, 3), 7, "rule 23");
+    bench.flush().expect("flushed");
+    assert!(bench.origin_log.iter().any(|(what, ..)| *what == "flush"), "{:?}", bench.origin_log);
+    bench.restart();
+    bench.turn();
+    assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0, "the watermark was durable");
+}
+
+#[test]
+fn writethrough_that_fails_is_eio_and_stays_dirty() {
+    let mut bench = Bench::new(&[THROUGH]);
+    bench.faults.origin_writes = true;
+    assert_eq!(bench.write(0, 3 * 4096, 4096, 7), Err(RequestError::Io), "rule 23");
+    assert_eq!(bench.read(3, 1), [Some(7)], "the outcome was unknown, now it shows");
+    bench.turn();
+    assert_eq!(bench.counter(ExportCounter::DirtyBytes), 4096);
+    bench.faults.origin_writes = false;
+    bench.pass(20 * SECOND);
+    assert_eq!(bench.origin(0, 3), 7);
+}
+
+#[test]
+fn a_trim_zeroes_whole_blocks_and_leaves_partial_edges_alone() {
+    let mut bench = Bench::new(&[STRICT]);
+    for block in 0..5 {
+        bench.write_block(block, block as u8 + 1);
+    }
+    bench.submit(0, Command::Trim { fua: false }, 2048, 3 * 4096);
+    assert_eq!(bench.read(0, 5), [1, 0, 0, 4, 5].map(Some), "rule 24");
+    assert_eq!(bench.control(DRAIN), Some(Ok(())));
+    assert_eq!([0, 1, 2, 3].map(|block| bench.origin(0, block)), [1, 0, 0, 4]);
+    assert!(bench.origin_log.contains(&("zero", 0, 1)), "{:?}", bench.origin_log);
+    // All of the export: an entry, and no payload.
+    let before = bench.engine_counter(Counter::DeviceWrittenBytes);
+    bench.submit(0, Command::Trim { fua: true }, 0, EXPORT_BLOCKS * 4096);
+    bench.settle();
+    let written = bench.engine_counter(Counter::DeviceWrittenBytes) - before;
+    assert!(written <= 4 * 4096, "{written} bytes for zeroes");
+    assert_eq!(bench.read(4, 1), [Some(0)]);
+}
+
+#[test]
+fn what_is_being_fetched_is_not_destaged() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.faults.hold_origin_reads = true;
+    let ticket = bench.begin_read(0, 5, 2, false);
+    bench.settle();
+    bench.write_block(5, 7);
+    bench.write_block(900, 8);
+    bench.flush().expect("flushed");
+    bench.pass(10 * SECOND);
+    let answer = bench.answer(ticket).map(|answer| answer.result);
+    assert_eq!(answer, Some(Err(RequestError::Io)), "who asked has waited long enough");
+    assert_eq!(bench.origin(0, 5), OLD, "rule 30: the origin may still answer");
+    bench.release_origin_reads();
+    bench.pass(10 * SECOND);
+    assert_eq!((bench.origin(0, 5), bench.origin(0, 900)), (7, 8));
+    assert_eq!(bench.read(5, 2), [Some(7), Some(OLD)], "and the fill outranks nothing");
+}
+
+#[test]
+fn only_partial_writes_of_what_is_not_cached_need_the_origin() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.write_block(1, 7);
+    bench.faults.origin_reads = true;
+    bench.write(0, 2 * 4096, 4096, 8).expect("a whole block");
+    bench.write(0, 4096 + 100, 100, 9).expect("a part of a cached one");
+    let command = Command::Write { buffer: NOWHERE, fua: false };
+    let ticket = bench.submit(0, command, 3 * 4096 + 100, 100);
+    bench.pass(SECOND);
+    assert_eq!(bench.answer(ticket), None, "rule 33: it waits");
+    bench.pass(2 * SECOND);
+    assert_eq!(bench.answer(ticket).map(|answer| answer.result), Some(Err(RequestError::Io)));
+    bench.faults.origin_reads = false;
+    assert_eq!(bench.read(2, 2), [Some(8), Some(OLD)]);
+}
