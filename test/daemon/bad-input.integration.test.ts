@@ -139,7 +139,7 @@ test.serial('a cache that was formatted by a newer version', async (t) => {
   }
   const finished = await serveWrongly({ ...self, cache, exports: [`disk=${self.origin}`] });
   assertRefusal(t, finished, /formatted by a newer ringfence.*use that version/);
-  const format = await runAnyway(ringfenceCommand, ['format', cache, '--yes']);
+  const format = await runAnyway(ringfenceCommand, ['format', cache, '--yes', '--segment', '4MiB']);
   t.is(format.exitCode, 2);
   t.regex(format.stderr, /newer ringfence.*--discard-dirty unreadable.*\[RF_CACHE_UNREADABLE\]/);
 });

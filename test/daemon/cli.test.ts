@@ -211,7 +211,7 @@ test('format keeps a cache that it cannot read unless told that it may go', asyn
   t.true(formatted(self));
 });
 
-test('format refuses what cannot become a cache before it asks, and in a dry run too', async (t) => {
+test('format refuses what cannot become a cache before it asks, in a dry run too', async (t) => {
   const path = await deviceFile(t);
   for (const [words, message] of [
     [['--segment', '5MiB'], /segment of 5 MiB is not possible: .* from 4 MiB to 256 MiB/],
