@@ -5,8 +5,15 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import test, { type ExecutionContext } from 'ava';
 import { MIB } from '../support/loop.ts';
 import { connectNbd, type NbdConnection } from '../support/nbd-client.ts';
-import { waitUntil } from '../support/process.ts';
-import { type Daemon, socketPath, startDaemon, stopDaemon } from '../support/ringfence.ts';
+import { startProcess, waitUntil } from '../support/process.ts';
+import {
+  type Daemon,
+  exportUri,
+  readMetric,
+  socketPath,
+  startDaemon,
+  stopDaemon,
+} from '../support/ringfence.ts';
 import type { Scope } from '../support/scope.ts';
 import { formatDisk } from '../support/setting.ts';
 import type { Fault } from './fault.ts';
@@ -133,4 +140,30 @@ test.serial('no attached client notices that the JavaScript thread stands still'
   await Promise.all(connections.map((connection) => connection.disconnect()));
   await stopDaemon(daemon);
   t.is(judged.violations.length, 0, showViolations(judged));
+});
+
+test.serial('fio does not notice that the JavaScript thread stands still for 10 s', async (t) => {
+  t.timeout(180_000);
+  const { scope, daemon } = await startFaulty(t, 'block');
+  const output = (): string => daemon.background.output();
+  const fio = startProcess(scope, 'fio', [
+    ...['--ioengine=nbd', `--uri=${exportUri(daemon.setup, 'disk')}`, '--name=blocked'],
+    ...['--rw=randwrite', '--bsrange=4k-64k', '--iodepth=16', '--numjobs=4', '--thread=1'],
+    ...['--size=12m', '--offset_increment=12m', '--fsync=64', '--time_based=1', '--runtime=11'],
+    ...['--verify=crc32c', '--verify_fatal=1', '--verify_backlog=64', '--verify_state_save=0'],
+  ]);
+  await waitUntil(
+    async () => (await readMetric(daemon, 'ringfence_connections')).get('{export="disk"}') === 4,
+    () => `fio does not connect:\n${fio.output()}`,
+  );
+  daemon.background.signal('SIGUSR2');
+  await waitUntil(() => output().includes('fault: begin'), output);
+  // The thread stands still until fio has gone: whatever needed it would hold fio up for ever.
+  t.is((await fio.wait()).exitCode, 0, fio.output());
+  t.false(output().includes('fault: end'));
+  daemon.background.write('\n');
+  await waitUntil(() => output().includes('fault: end'), output);
+  const errors = await readMetric(daemon, 'ringfence_request_errors_total');
+  t.true([...errors.values()].every((count) => count === 0));
+  await stopDaemon(daemon);
 });
