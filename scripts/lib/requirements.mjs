@@ -33,61 +33,90 @@ function rustOldest() {
   return match[1];
 }
 
+/**
+ * What is found of a machine.
+ *
+ * @typedef {object} Machine
+ * @property {string} platform
+ * @property {string} node Node's version
+ * @property {string} kernel
+ * @property {string | null} cargo its version, null where there is none
+ * @property {boolean} hasCompiler
+ * @property {number} uringDisabled `kernel.io_uring_disabled`: 0 for nobody, 2 for everybody
+ * @property {boolean} maySetUpRings with `kernel.io_uring_disabled` at 1
+ */
+
 /** @param {string} path */
 function setting(path) {
   return existsSync(path) ? Number(readFileSync(path, 'utf8')) : null;
 }
 
-/** Why this user may not create a ring, or null. Seccomp is seen only when the ring is tried. */
-function uringRefusal() {
-  const disabled = setting('/proc/sys/kernel/io_uring_disabled') ?? 0;
-  if (disabled === 0 || process.getuid?.() === 0) {
-    if (disabled < 2) return null;
-  }
+/** @returns {Machine} */
+function thisMachine() {
   const group = setting('/proc/sys/kernel/io_uring_group') ?? -1;
-  if (disabled === 1 && process.getgroups?.().includes(group)) return null;
+  return {
+    platform: process.platform,
+    node: process.versions.node,
+    kernel: release(),
+    cargo: output('cargo', ['--version'])?.split(' ')[1] ?? null,
+    hasCompiler: output('cc', ['--version']) !== null,
+    uringDisabled: setting('/proc/sys/kernel/io_uring_disabled') ?? 0,
+    maySetUpRings: process.getuid?.() === 0 || (process.getgroups?.().includes(group) ?? false),
+  };
+}
+
+/**
+ * Why this user may not create a ring, or null. Seccomp is seen only when the ring is tried.
+ *
+ * @param {Machine} machine
+ */
+function uringRefusal({ uringDisabled: disabled, maySetUpRings }) {
+  if (disabled === 0 || (disabled === 1 && maySetUpRings)) return null;
   return (
     `io_uring is switched off (kernel.io_uring_disabled is ${disabled}): ` +
     'allow it with `sysctl kernel.io_uring_disabled=0`.'
   );
 }
 
-/** @returns {string | null} */
-function cargoRefusal() {
+/**
+ * @param {Machine} machine
+ * @returns {string | null}
+ */
+function cargoRefusal({ cargo: found }) {
   const oldest = rustOldest();
   const advice = `install Rust ${oldest} or later from https://rustup.rs.`;
-  const found = output('cargo', ['--version'])?.split(' ')[1];
-  if (found === undefined) return `cargo is missing: ${advice}`;
+  if (found === null) return `cargo is missing: ${advice}`;
   return isAtLeast(found, oldest) ? null : `cargo ${found} is too old: ${advice}`;
 }
 
 /**
  * One sentence for each thing that is missing or too old; empty when all is there.
  *
+ * @param {Machine} machine
  * @returns {string[]}
  */
-export function missingRequirements() {
+export function missingRequirements(machine = thisMachine()) {
+  const { platform, node, kernel, hasCompiler } = machine;
   const missing = [];
-  if (process.platform !== 'linux') {
-    return [`ringfence runs on Linux ${KERNEL_OLDEST} or later, not on ${process.platform}.`];
+  if (platform !== 'linux') {
+    return [`ringfence runs on Linux ${KERNEL_OLDEST} or later, not on ${platform}.`];
   }
-  if (!isAtLeast(process.versions.node, NODE_OLDEST)) {
+  if (!isAtLeast(node, NODE_OLDEST)) {
     missing.push(
-      `Node ${process.versions.node} is too old: install Node ${NODE_OLDEST} or later ` +
-        'from https://nodejs.org.',
+      `Node ${node} is too old: install Node ${NODE_OLDEST} or later from https://nodejs.org.`,
     );
   }
-  if (!isAtLeast(release(), KERNEL_OLDEST)) {
+  if (!isAtLeast(kernel, KERNEL_OLDEST)) {
     missing.push(
-      `Linux ${release()} is too old for the ring: boot a kernel ${KERNEL_OLDEST} or later.`,
+      `Linux ${kernel} is too old for the ring: boot a kernel ${KERNEL_OLDEST} or later.`,
     );
   }
-  const uring = uringRefusal();
+  const uring = uringRefusal(machine);
   if (uring !== null) missing.push(uring);
-  if (output('cc', ['--version']) === null) {
+  if (!hasCompiler) {
     missing.push('A C compiler is missing: install one, on Debian with `apt-get install gcc`.');
   }
-  const cargo = cargoRefusal();
+  const cargo = cargoRefusal(machine);
   if (cargo !== null) missing.push(cargo);
   return missing;
 }
