@@ -1,21 +1,24 @@
 /** What the real daemon refuses, and that a refusal harms nothing and nobody. */
 
 import { once } from 'node:events';
-import { openSync, readSync, truncateSync, writeSync } from 'node:fs';
+import { openSync, readSync, truncateSync, writeFileSync, writeSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import test, { type ExecutionContext } from 'ava';
 import { attachLoop, loopDevice, MIB, sparseFile } from '../support/loop.ts';
 import { connectNbd } from '../support/nbd-client.ts';
-import { type Finished, run, runAnyway } from '../support/process.ts';
+import { type Finished, run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
 import {
   ask,
   type Daemon,
   exportUri,
   formatCache,
+  greets,
   killDaemon,
   readStatus,
   ringfenceCommand,
+  serveArguments,
   socketPath,
   startDaemon,
   stopDaemon,
@@ -216,6 +219,43 @@ test.serial('an origin that shrank, and one that the data does not belong to', a
   t.is((await readStatus(again)).exports[0]?.dirty_bytes, 0);
 });
 
+test.serial("a cache that was formatted for another cache's export", async (t) => {
+  const [ours, others] = [await formatDisk(t, SMALL), await formatDisk(t, SMALL)];
+  for (const { scope, setup } of [ours, others]) {
+    const daemon = await startDaemon(scope, setup);
+    await writePattern(daemon, '0x15');
+    await ask(daemon, 'drain');
+    await stopDaemon(daemon);
+  }
+  // Nothing is dirty and the sizes are the same, but what is cached is another disk's.
+  const swapped = await serveWrongly({
+    ...ours,
+    cache: others.cache,
+    exports: [`disk=${ours.origin}`],
+  });
+  assertRefusal(t, swapped, /export disk: its origin is .* holds data of .*name the right origin/);
+  for (const { scope, setup } of [ours, others]) {
+    const again = await startDaemon(scope, setup);
+    t.true(await hasPattern(again, '0x15'));
+    await stopDaemon(again);
+  }
+});
+
+test.serial('a daemon that is killed at any moment of its start loses nothing', async (t) => {
+  const self = await formatDisk(t, SMALL);
+  await leaveDirty(await startDaemon(self.scope, self.setup), 0x16);
+  for (let waitMs = 0; waitMs < 400; waitMs += 40) {
+    const args = serveArguments(self.setup);
+    const starting = startProcess(self.scope, ringfenceCommand, args);
+    await sleep(waitMs);
+    starting.signal('SIGKILL');
+    await starting.wait();
+  }
+  const daemon = await startDaemon(self.scope, self.setup);
+  t.true(await hasPattern(daemon, '0x16'));
+  await stopDaemon(daemon);
+});
+
 test.serial('a cache with dirty data is formatted only by its name', async (t) => {
   const self = await formatDisk(t, SMALL);
   const daemon = await startDaemon(self.scope, self.setup);
@@ -250,6 +290,46 @@ test.serial('a busy port and a busy socket', async (t) => {
   assertRefusal(t, busySocket, /in use|another/);
   const daemon = await startDaemon(self.scope, self.setup);
   t.is((await readStatus(daemon)).exports.length, 1, 'and nothing of either attempt is left');
+});
+
+test.serial('a busy metrics port and a busy control socket', async (t) => {
+  const self = await formatDisk(t, SMALL);
+  const first = await startDaemon(self.scope, self.setup);
+  const other = await formatDisk(t, SMALL);
+  const metricsPort = self.setup.metricsPort;
+  const busyPort = await runAnyway(
+    ringfenceCommand,
+    serveArguments({ ...other.setup, metricsPort }),
+  );
+  assertRefusal(t, busyPort, /metrics page cannot be served on .*already in use.*_METRICS_LISTEN/);
+  const args = serveArguments(other.setup);
+  const control = ['--control', join(self.folder, 'control.sock')];
+  const busySocket = await runAnyway(ringfenceCommand, [...args, ...control]);
+  assertRefusal(t, busySocket, /Another daemon answers on the control socket .*stop it/);
+  t.is((await readStatus(first)).exports.length, 1, 'the first one still answers');
+  await stopDaemon(await startDaemon(other.scope, other.setup));
+});
+
+test.serial('a configuration with an unknown key', async (t) => {
+  const self = await formatDisk(t, SMALL);
+  const file = join(self.folder, 'ringfence.toml');
+  const lines = [
+    `cache = "${self.cache}"`,
+    `listen = "unix:${self.folder}/s"`,
+    `control = "${self.folder}/c"`,
+    '[[export]]',
+    'name = "disk"',
+    `origin = "${self.origin}"`,
+  ];
+  writeFileSync(file, [...lines, 'oder = "strict"', ''].join('\n'));
+  const wrong = await runAnyway(ringfenceCommand, ['serve', '--config', file]);
+  assertRefusal(t, wrong, /ringfence\.toml:7: unknown key "oder"; the keys known here are name, /);
+  t.is(wrong.exitCode, 2);
+  writeFileSync(file, [...lines, 'order = "strict"', ''].join('\n'));
+  const right = startProcess(self.scope, ringfenceCommand, ['serve', '--config', file]);
+  await waitUntil(() => greets(join(self.folder, 's')), right.output);
+  right.signal('SIGTERM');
+  t.is((await right.wait()).exitCode, 0, right.output());
 });
 
 test.serial('a reserve that is too small', async (t) => {

@@ -104,7 +104,8 @@ export function exportUri(setup: DaemonSetup, name: string): string {
   return `nbd+unix:///${name}?socket=${socketPath(setup)}`;
 }
 
-function serveArguments(setup: DaemonSetup): string[] {
+/** The arguments that a daemon is started with. */
+export function serveArguments(setup: DaemonSetup): string[] {
   const exports = setup.exports.flatMap(({ name, origin, options }) => [
     '--export',
     options === undefined ? `${name}=${origin}` : `${name}=${origin},${options}`,

@@ -4,8 +4,10 @@ mod bench;
 
 use bench::{Bench, Disk, EXPORT_BLOCKS};
 use ringfence_cache::counters::{Counter, ExportCounter};
-use ringfence_cache::limits::{EXPORTS_MAX, SUPERBLOCK_OFFSETS};
-use ringfence_cache::{Control, Mode, OpenError, Order, ReadPiece, Storage, StorageError};
+use ringfence_cache::limits::{EXPORTS_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_OFFSETS};
+use ringfence_cache::{
+    Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError,
+};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 /// Blocks that a leaf of the index maps.
@@ -103,6 +105,30 @@ fn a_start_that_is_cut_short_anywhere_is_a_crash_like_any_other() {
         bench.disk = watched.disk;
         bench.restart();
         assert_eq!(bench.read(0, 8), expected, "rule 7, after {cut} changes");
+    }
+}
+
+#[test]
+fn a_format_that_is_cut_short_anywhere_leaves_no_cache_or_a_new_one() {
+    let bench = dirty();
+    let options = FormatOptions {
+        uuid: [9; 16],
+        secret: *b"another sixteen!",
+        segment_bytes: SEGMENT_BYTES_MIN,
+    };
+    let mut whole = Watched::new(&bench.disk);
+    ringfence_cache::format(&mut whole, &options).expect("formatted");
+    assert!(whole.changes() > 4, "{:?}", whole.done);
+    for cut in 1..=whole.changes() {
+        let mut watched = Watched { changes_left: cut, ..Watched::new(&bench.disk) };
+        let whole_now = ringfence_cache::format(&mut watched, &options).is_ok();
+        assert_eq!(whole_now, cut == whole.changes());
+        match ringfence_cache::describe(&mut watched.disk) {
+            Ok(found) if found.uuid == [9; 16] => assert!(found.exports.is_empty()),
+            // One superblock is gone, and the other is as good as it was.
+            Ok(found) => assert!(cut == 1 && found.exports[0].dirty_bytes == 8 * 4096),
+            Err(refused) => assert!(matches!(refused, OpenError::NotFormatted), "{refused}"),
+        }
     }
 }
 
