@@ -5,10 +5,11 @@ import { openSync, readSync, truncateSync, writeFileSync, writeSync } from 'node
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import test, { type ExecutionContext } from 'ava';
+import test from 'ava';
 import { attachLoop, loopDevice, MIB, sparseFile } from '../support/loop.ts';
 import { connectNbd } from '../support/nbd-client.ts';
 import { type Finished, run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
+import { assertRefusal } from '../support/refusal.ts';
 import {
   ask,
   type Daemon,
@@ -44,15 +45,6 @@ function serveWrongly({ cache, exports, listen, folder }: Wrong): Promise<Finish
     ],
     { timeoutMs: 60_000 },
   );
-}
-
-/** One sentence on standard error, nothing on standard output, exit code 1 or 2. */
-function assertRefusal(t: ExecutionContext, finished: Finished, message: RegExp): void {
-  const { exitCode, stdout, stderr } = finished;
-  t.true(exitCode === 1 || exitCode === 2, `exit code ${exitCode}: ${stderr}`);
-  t.is(stdout, '');
-  t.regex(stderr, message);
-  t.regex(stderr, /^ringfence: [^\n]+ \[RF_[A-Z_]+\]$/);
 }
 
 /** Writes a pattern and waits until the cache device has it. */
@@ -107,9 +99,9 @@ test.serial('a device that is too small, for format and after it', async (t) => 
   const self = await formatDisk(t, SMALL);
   const { device } = await loopDevice(self.scope, self.folder, 'small', 8 * MIB);
   const format = ['format', device, '--yes', '--segment', '4MiB'];
-  const { exitCode, stderr } = await runAnyway(ringfenceCommand, format);
-  t.is(exitCode, 2);
-  t.regex(stderr, /^ringfence: .* needs at least 49 MiB: use a larger .* \[RF_DEVICE_SMALL\]$/);
+  const refused = await runAnyway(ringfenceCommand, format);
+  const small = { exitCode: 2, code: 'RF_DEVICE_SMALL' };
+  assertRefusal(t, refused, /needs at least 49 MiB: use a larger device/, small);
   const shrunk = sparseFile(self.folder, 'shrunk', 64 * MIB);
   await formatCache(shrunk);
   truncateSync(shrunk, 56 * MIB);

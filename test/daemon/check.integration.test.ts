@@ -7,6 +7,7 @@ import test, { type ExecutionContext } from 'ava';
 import { MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
 import { connectNbd } from '../support/nbd-client.ts';
 import { type Finished, run, runAnyway } from '../support/process.ts';
+import { assertRefusal } from '../support/refusal.ts';
 import {
   ask,
   type Daemon,
@@ -120,10 +121,7 @@ async function assertDamage(t: ExecutionContext, image: string): Promise<Report>
 
 /** One sentence, and the exit code that says that nothing was checked. */
 function assertImpossible(t: ExecutionContext, finished: Finished, message: RegExp): void {
-  t.is(finished.exitCode, 2, finished.stderr);
-  t.is(finished.stdout, '');
-  t.regex(finished.stderr, message);
-  t.regex(finished.stderr, /^ringfence: [^\n]+ \[RF_CHECK_IMPOSSIBLE\]$/);
+  assertRefusal(t, finished, message, { exitCode: 2, code: 'RF_CHECK_IMPOSSIBLE' });
 }
 
 test.serial('clean: after format, after a stop, and after a kill', async (t) => {
