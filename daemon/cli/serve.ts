@@ -30,6 +30,10 @@ import { watchProcess } from './watch.ts';
 /** CPUs that Linux can number. */
 const CPU_MAX = 8191;
 
+const INDEX_MEANING =
+  'memory of the index (default: about 12 bytes per 4 KiB of cache device or 16 MiB, whichever ' +
+  'is more, and no more than the exports need)';
+
 const address = (text: string) => formatAddress(parseAddress(text));
 const tcpAddress = (text: string) => formatAddress(parseTcpAddress(text));
 
@@ -70,11 +74,7 @@ export function addServeCommand(program: Command, context: Context): void {
       wholeNumber(0, SPIN_US_MAX),
     )
     .option('--cpu <number>', 'pin the ring thread to this CPU', wholeNumber(0, CPU_MAX))
-    .option(
-      '--index <size>',
-      'memory of the index (default: about 12 bytes per 4 KiB of cache device, at least 16 MiB)',
-      parsedBy(parseSizeBytes),
-    )
+    .option('--index <size>', INDEX_MEANING, parsedBy(parseSizeBytes))
     .option(
       '--destage-high <percent>',
       'carry dirty data to the origin from this share of what may be dirty on ' +
