@@ -31,8 +31,8 @@ async function check(path: string, options: { json?: boolean }, context: Context
 
 /** All that keeps a cache from being read is one kind of failure here: exit code 1 is damage. */
 async function read(path: string, context: Context): Promise<CheckReport> {
-  const native = context.native();
   try {
+    const native = context.native();
     const device = await findDevice(path, 'device');
     await refuseDeviceInUse(device, 'device');
     return await native.check(path);

@@ -7,6 +7,7 @@ import type { Context } from '../../daemon/cli/context.ts';
 import { buildProgram, main } from '../../daemon/cli/main.ts';
 import { FILE_KEYS } from '../../daemon/config.ts';
 import { startControlServer } from '../../daemon/control/server.ts';
+import { ringfenceError } from '../../daemon/errors.ts';
 import type { Status } from '../../daemon/status.ts';
 import { createFakeNative, DESCRIPTION, type FakeNative } from './fake-native.ts';
 import { temporaryFolder } from './temporary.ts';
@@ -459,6 +460,22 @@ test('doctor fails where the daemon could not run at all', async (t) => {
   const exit = await self.run('doctor');
   assertRefused(t, self, exit, /cannot run here: Set io_uring_disabled to 0\. \[RF_UNSUITABLE\]/);
   t.regex(self.output, /^ +io_uring +down/m);
+});
+
+test('check calls nothing damage that only keeps it from reading', async (t) => {
+  const path = await deviceFile(t);
+  let errors = '';
+  const context = {
+    ...silent,
+    native: () => {
+      throw ringfenceError('RF_NATIVE_MISSING', ['no such file']);
+    },
+    writeError: (text: string) => {
+      errors += text;
+    },
+  };
+  t.is(await main(['node', 'ringfence', 'check', path], context), 2);
+  t.regex(errors, /cannot be checked: The native part .* \[RF_CHECK_IMPOSSIBLE\]/);
 });
 
 test('an error that nobody foresaw is still a sentence', async (t) => {
