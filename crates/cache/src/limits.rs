@@ -75,6 +75,10 @@ pub const DESTAGE_DEPTH_MAX: usize = 16;
 /// Device I/Os in flight, of all kinds.
 pub const DEVICE_IOS_MAX: usize = 4096;
 
+/// Losses of durable records that a superblock remembers as accepted: as many as segments can be
+/// damaged at one start, since only those without a footer can lose records, twice over.
+pub const ACCEPTED_LOSSES_MAX: usize = 2 * SEGMENTS_WITHOUT_FOOTER_MAX;
+
 /// Fixed positions on the device, in bytes.
 pub const SUPERBLOCK_OFFSETS: [u64; 2] = [0, 64 << 10];
 /// The two slots of the export table.

@@ -121,6 +121,7 @@ fn the_superblock_is_as_written() {
             row!("tail", Superblock, tail),
             row!("watermarks", Superblock, watermarks),
             row!("revision", Superblock, revision),
+            row!("accepted losses", Superblock, accepted_losses),
             private("reserved"),
         ],
     );

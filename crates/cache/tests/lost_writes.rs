@@ -42,6 +42,7 @@ fn is_refused(bench: &mut Bench, first_lost: u64) {
     bench.config.accept_loss = true;
     let recovery = bench.try_restart().expect("an open cache");
     assert_eq!(recovery.lost.map(|(first, _)| first), Some(first_lost));
+    bench.config.accept_loss = false;
 }
 
 #[test]
@@ -72,4 +73,28 @@ fn the_last_write_lost_is_known_to_no_later_record() {
     let recovery = bench.try_restart().expect("an open cache");
     assert_eq!(recovery.lost, None);
     assert_eq!(bench.read(0, 2), [Some(1), Some(0xee)]);
+}
+
+#[test]
+fn a_loss_is_accepted_once_and_no_other_with_it() {
+    for first_lost in [1, 2] {
+        let (mut bench, start) = written();
+        let from = if first_lost == 1 { start } else { start + 2 * BLOCK_BYTES };
+        lose(&mut bench, from, WRITE_BLOCKS_MAX as usize - 2);
+        is_refused(&mut bench, first_lost);
+        for round in 5..8 {
+            bench.write_block(3, round);
+            bench.flush().expect("flushed");
+            let recovery = bench.try_restart().expect("what was accepted stays accepted");
+            assert_eq!(recovery.lost, None);
+            assert_eq!(bench.read(3, 1), [Some(round)]);
+        }
+        for round in 8..10 {
+            bench.write_block(3, round);
+            bench.flush().expect("flushed");
+        }
+        let block = bench.disk.blocks_of(8)[0];
+        lose(&mut bench, block - BLOCK_BYTES, 1);
+        assert!(matches!(bench.try_restart(), Err(OpenError::DurableDamaged { .. })));
+    }
 }

@@ -174,6 +174,7 @@ impl Engine {
         superblock.first_sequence = U64::new(rebuild.expected);
         superblock.tail = U64::new(facts.tail.min(rebuild.expected));
         superblock.watermarks = facts.watermarks.map(U64::new);
+        superblock.accept_losses(&rebuild.losses, facts.tail);
         layout::write_superblocks(storage, &mut superblock)?;
         Ok(rebuild.into_engine(&superblock, reserve, plan, config, now))
     }
@@ -273,7 +274,7 @@ impl Rebuild {
             }
         }
         if self.expected <= facts.durable {
-            self.lose(self.expected, facts.durable, accept_loss)?;
+            self.lose(scanner.superblock, self.expected, facts.durable, accept_loss)?;
             self.expected = facts.durable + 1;
         }
         if self.oldest_use.is_none() {
@@ -282,8 +283,18 @@ impl Rebuild {
         Ok(())
     }
 
-    /// Notes that durable records are lost, or refuses to go on without them (rule 4).
-    fn lose(&mut self, first: u64, last: u64, accept_loss: bool) -> Result<(), OpenError> {
+    /// Notes that durable records are lost, or refuses to go on without them (rule 4). What was
+    /// accepted once is not asked for again.
+    fn lose(
+        &mut self,
+        superblock: &Superblock,
+        first: u64,
+        last: u64,
+        accept_loss: bool,
+    ) -> Result<(), OpenError> {
+        if superblock.accepts_loss_of(first, last) {
+            return Ok(());
+        }
         if !accept_loss {
             return Err(OpenError::DurableDamaged { first, last });
         }
@@ -318,7 +329,7 @@ impl Rebuild {
                 if self.expected > facts.durable {
                     break;
                 }
-                self.lose(self.expected, sequence - 1, accept_loss)?;
+                self.lose(scanner.superblock, self.expected, sequence - 1, accept_loss)?;
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());

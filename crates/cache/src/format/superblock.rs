@@ -2,7 +2,7 @@
 
 use super::{Mismatch, checksum, expect_checksum, is_zero};
 use crate::config::Uuid;
-use crate::limits::EXPORTS_MAX;
+use crate::limits::{ACCEPTED_LOSSES_MAX, EXPORTS_MAX};
 use crate::units::BLOCK_BYTES;
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
@@ -42,16 +42,30 @@ pub struct Superblock {
     pub watermarks: [U64; EXPORTS_MAX],
     /// Counts the writes within an incarnation: the higher one of two intact copies counts.
     pub revision: U64,
+    /// What an operator has accepted as lost, oldest first; unused ones are zero.
+    pub accepted_losses: [Loss; ACCEPTED_LOSSES_MAX],
     reserved: [u8; SUPERBLOCK_RESERVED],
 }
 
-const SUPERBLOCK_RESERVED: usize = BLOCK_BYTES - 128 - 8 * EXPORTS_MAX;
+const SUPERBLOCK_RESERVED: usize =
+    BLOCK_BYTES - 128 - 8 * EXPORTS_MAX - size_of::<Loss>() * ACCEPTED_LOSSES_MAX;
+
+/// Records that were durable and are gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Loss {
+    /// The first sequence.
+    pub first: U64,
+    /// The last sequence; zero in a loss that is none.
+    pub last: U64,
+}
 
 const _: () = {
     assert!(size_of::<Superblock>() == BLOCK_BYTES);
     assert!(std::mem::offset_of!(Superblock, magic) == 8);
     assert!(std::mem::offset_of!(Superblock, cache_uuid) == 40);
     assert!(std::mem::offset_of!(Superblock, watermarks) == 120);
+    assert!(std::mem::offset_of!(Superblock, accepted_losses) == 640);
 };
 
 impl Superblock {
@@ -74,6 +88,24 @@ impl Superblock {
     pub fn seal(&mut self) -> &[u8] {
         self.checksum = U32::new(checksum(&self.as_bytes()[4..]));
         self.as_bytes()
+    }
+
+    /// Whether the loss of these sequences was accepted at an earlier start.
+    #[must_use]
+    pub fn accepts_loss_of(&self, first: u64, last: u64) -> bool {
+        self.accepted_losses.iter().any(|loss| loss.first.get() <= first && last <= loss.last.get())
+    }
+
+    /// Notes what was accepted as lost, and forgets what the tail has passed. Of more than there is
+    /// room for the newest stay: the others would have to be accepted again.
+    pub fn accept_losses(&mut self, losses: &[(u64, u64)], tail: u64) {
+        let known = self.accepted_losses.into_iter().filter(|loss| loss.last.get() >= tail.max(1));
+        let new =
+            losses.iter().map(|&(first, last)| Loss { first: first.into(), last: last.into() });
+        let all: Vec<Loss> = known.chain(new).collect();
+        self.accepted_losses = [Loss::new_zeroed(); ACCEPTED_LOSSES_MAX];
+        let newest = &all[all.len().saturating_sub(ACCEPTED_LOSSES_MAX)..];
+        self.accepted_losses[..newest.len()].copy_from_slice(newest);
     }
 
     /// Which of two intact copies is the newer one.
@@ -108,6 +140,24 @@ impl Superblock {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn accepted_losses_stay_until_the_tail_has_passed() {
+        let mut block = Superblock::of_current_version();
+        assert!(!block.accepts_loss_of(1, 1), "nothing was accepted yet");
+        block.accept_losses(&[(3, 5), (9, 9)], 1);
+        block.accept_losses(&[(20, 30)], 4);
+        assert!(block.accepts_loss_of(3, 5) && block.accepts_loss_of(4, 4));
+        assert!(block.accepts_loss_of(9, 9) && block.accepts_loss_of(20, 30));
+        assert!(!block.accepts_loss_of(3, 6) && !block.accepts_loss_of(2, 4));
+        assert!(!block.accepts_loss_of(5, 9), "what lies between was not");
+        block.accept_losses(&[], 6);
+        assert!(!block.accepts_loss_of(3, 5) && block.accepts_loss_of(9, 9));
+        let many: Vec<_> = (10..20).map(|at| (at * 10, at * 10 + 1)).collect();
+        block.accept_losses(&many, 6);
+        assert!(!block.accepts_loss_of(9, 9) && !block.accepts_loss_of(110, 111));
+        assert!(block.accepts_loss_of(120, 121) && block.accepts_loss_of(190, 191));
+    }
 
     #[test]
     fn every_flipped_bit_of_a_superblock_is_seen() {
