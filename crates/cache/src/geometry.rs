@@ -64,6 +64,17 @@ impl Geometry {
         self.segments * self.segment_blocks as u64
     }
 
+    /// Blocks of the log that dirty data may take, so that a lap always frees space (rule 15): three
+    /// quarters, and in a small log no more than surely fits the segments that reclaim does not keep
+    /// for itself, one of which is being filled. A segment may be left short by the largest step.
+    #[must_use]
+    pub const fn dirty_blocks_max(&self) -> u64 {
+        let segments = self.segments - limits::SEGMENTS_RESERVED as u64 - 1;
+        let fits = segments * (self.payload_blocks as u64 - limits::STEP_BLOCKS_MAX as u64);
+        let share = self.log_blocks() / 4 * 3;
+        if fits < share { fits } else { share }
+    }
+
     /// The address of a block of a segment's use.
     #[must_use]
     pub const fn address(&self, segment_use: u64, offset_blocks: u32) -> LogAddress {

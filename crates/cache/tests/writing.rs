@@ -127,6 +127,23 @@ fn a_log_full_of_dirty_data_keeps_what_reclaim_needs_and_goes_on() {
 }
 
 #[test]
+fn in_a_small_log_too_an_origin_that_is_away_leaves_room_for_the_others() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    let written = fill(&mut bench, 0);
+    assert!(written > 8, "{written} MiB");
+    for round in 0..50 {
+        let ticket = bench.begin_write_to(1, 0, 1 << 20, round);
+        bench.pass(SECOND);
+        assert_eq!(
+            bench.answer(ticket).map(|answer| answer.result),
+            Some(Ok(())),
+            "rule 15: {round}"
+        );
+    }
+}
+
+#[test]
 fn an_export_may_be_given_less() {
     let mut bench = Bench::new(&[STRICT]);
     bench.options[0].dirty_bytes_max = Some(4 << 20);

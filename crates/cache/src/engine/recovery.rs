@@ -653,8 +653,7 @@ fn configure(export: &mut Export, option: &ExportOptions, geometry: &Geometry) {
     export.order = option.order;
     export.wait_ns_max = option.wait_ns_max;
     export.origin.timeout_ns = option.origin_timeout_ns;
-    // Rule 15: a lap of the log always frees space.
-    let most = geometry.log_blocks() / 4 * 3;
+    let most = geometry.dirty_blocks_max();
     let asked = option.dirty_bytes_max.map_or(most, |bytes| bytes / BLOCK_BYTES_U64);
     export.dirty_log_blocks_max = asked.clamp(1, most);
 }

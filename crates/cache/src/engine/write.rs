@@ -101,7 +101,7 @@ impl Engine {
         request: &Request,
     ) -> Result<(), NoRoom> {
         let export = self.exports.get(slot);
-        let most = self.log.geometry.log_blocks() / 4 * 3;
+        let most = self.log.geometry.dirty_blocks_max();
         if export.dirty.log_blocks >= export.dirty_log_blocks_max
             || !self.exports.may_grow_dirty(slot, most)
         {
