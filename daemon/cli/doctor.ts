@@ -28,17 +28,12 @@ export function addDoctorCommand(program: Command, context: Context): void {
     .action(async (options: { cache?: string }) => {
       const native = context.native();
       const guards = native.probe();
-      const lines = [
-        'system',
-        ...indented(await systemLines()),
-        '',
-        'protections of the I/O path',
-        ...indented(guardLines(guards)),
-      ];
+      const show = (...lines: readonly string[]) => context.write(`${lines.join('\n')}\n`);
+      show('system', ...indented(await systemLines()));
+      show('', 'protections of the I/O path', ...indented(guardLines(guards)));
       if (options.cache !== undefined) {
-        lines.push('', 'cache device', ...indented(await cacheLines(native, options.cache)));
+        show('', 'cache device', ...indented(await cacheLines(native, options.cache)));
       }
-      context.write(`${lines.join('\n')}\n`);
       const uring = guards.find(({ measure }) => measure === 'io_uring');
       // Without the rest the daemon runs less safely; without io_uring it does not run.
       if (uring?.up === false) throw ringfenceError('RF_UNSUITABLE', [uring.advice ?? '']);

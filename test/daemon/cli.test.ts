@@ -454,6 +454,14 @@ test('doctor shows each protection with its advice, and what is on a device', as
   t.regex(self.output, /export "disk" +1 GiB, 8 KiB dirty, origin y/);
 });
 
+test('doctor tells of the machine even where the device is missing', async (t) => {
+  const self = command();
+  self.native.guards = [{ measure: 'io_uring', up: true, advice: null }];
+  const exit = await self.run('doctor', '--cache', '/nowhere');
+  assertRefused(t, self, exit, /\/nowhere .*\[RF_DEVICE_MISSING\]/);
+  t.regex(self.output, /^ +io_uring +up$/m);
+});
+
 test('doctor fails where the daemon could not run at all', async (t) => {
   const self = command();
   self.native.guards = [{ measure: 'io_uring', up: false, advice: 'Set io_uring_disabled to 0.' }];
