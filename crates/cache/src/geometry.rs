@@ -64,9 +64,10 @@ impl Geometry {
         self.segments * self.segment_blocks as u64
     }
 
-    /// Blocks of the log that dirty data may take, so that a lap always frees space (rule 15): three
-    /// quarters, and in a small log no more than surely fits the segments that reclaim does not keep
-    /// for itself, one of which is being filled. A segment may be left short by the largest step.
+    /// Blocks of the log that dirty data may take, so that a lap always frees space (rule 15):
+    /// three quarters, and in a small log no more than surely fits the segments that reclaim does
+    /// not keep for itself, one of which is being filled. A segment may be left short by the
+    /// largest step.
     #[must_use]
     pub const fn dirty_blocks_max(&self) -> u64 {
         let segments = self.segments - limits::SEGMENTS_RESERVED as u64 - 1;
