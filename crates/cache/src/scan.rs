@@ -26,8 +26,8 @@ const BATCH_SEGMENTS: u64 = 64;
 const BATCH_FOOTER_BYTES: u64 = 16 << 20;
 /// Blocks that a walk reads at a time.
 const WINDOW_BLOCKS: u32 = 64;
-/// Where a segment's first record is missing, so many blocks are searched for another: no further
-/// than behind the longest write, should that be what is lost.
+/// Where nothing of this life is found, so many blocks of its first segment are searched: no
+/// further than behind the longest write, should that be what is lost.
 const START_BLOCKS: u32 = WRITE_BLOCKS_MAX + 1;
 
 /// One segment with records.
@@ -405,7 +405,10 @@ impl<'a> Scanner<'a> {
                     self.search(writer, walked.end_blocks..end, facts)?;
                 }
             } else {
-                self.search(writer, 0..START_BLOCKS, facts)?;
+                // A life that has left nothing anywhere most likely has written nothing.
+                let has_written = found.iter().any(is_own);
+                let end = if has_written { self.geometry.payload_blocks } else { START_BLOCKS };
+                self.search(writer, 0..end, facts)?;
             }
             // A segment in which nothing is left is the last: the next would have been opened
             // only when it was full.

@@ -14,7 +14,9 @@ pub const GARBAGE: Value = u32::MAX;
 /// The value of a unit that could not be read.
 pub const UNREADABLE: Value = u32::MAX - 1;
 
+const WRITE_FACTOR: u32 = 0x9e37_79b1;
 const PLACE_FACTOR: u32 = 0x85eb_ca77;
+const EXPORT_FACTOR: u32 = 0xc2b2_ae3d;
 
 /// The bytes of one cell. Its upper half is a function of export, place and write that no two
 /// places of one write share (the factors are odd, so multiplication keeps numbers apart).
@@ -24,8 +26,8 @@ fn cell_bytes(export: u8, cell: u32, write: u32) -> [u8; CELL_BYTES] {
 
 /// The bytes of cells from one on, without end.
 fn cells_bytes(export: u8, first: u32, write: u32) -> impl Iterator<Item = [u8; CELL_BYTES]> {
-    let of_write = write.wrapping_mul(0x9e37_79b1);
-    let of_export = (u32::from(export) + 1).wrapping_mul(0xc2b2_ae3d);
+    let of_write = write.wrapping_mul(WRITE_FACTOR);
+    let of_export = (u32::from(export) + 1).wrapping_mul(EXPORT_FACTOR);
     let mut of_place = first.wrapping_mul(PLACE_FACTOR).wrapping_add(of_export);
     std::iter::repeat_with(move || {
         let tag = of_write ^ of_place;
@@ -88,6 +90,34 @@ fn named_write(cell: &[u8; CELL_BYTES]) -> u32 {
     u32::from_le_bytes([cell[0], cell[1], cell[2], cell[3]])
 }
 
+/// The inverse of [`PLACE_FACTOR`]: their product is one.
+const PLACE_FACTOR_INVERSE: u32 = {
+    // Newton's iteration doubles the right bits, of which an odd number has three to begin with.
+    let mut inverse = PLACE_FACTOR;
+    let mut round = 0;
+    while round < 4 {
+        inverse = inverse.wrapping_mul(2u32.wrapping_sub(PLACE_FACTOR.wrapping_mul(inverse)));
+        round += 1;
+    }
+    inverse
+};
+
+/// Whose data the first cell of a block that is not zero is: export, byte offset and write.
+#[must_use]
+pub fn owner(block: &[u8], exports: u8, cells_max: u32) -> Option<(u8, u64, Value)> {
+    let (cells, _) = block.as_chunks::<CELL_BYTES>();
+    let position = cells.iter().position(|cell| *cell != [0; CELL_BYTES])?;
+    let cell = u64::from_le_bytes(cells[position]);
+    let (write, tag) = (cell as u32, (cell >> 32) as u32);
+    let of_place = tag ^ write.wrapping_mul(WRITE_FACTOR);
+    (0..exports).find_map(|export| {
+        let of_export = (u32::from(export) + 1).wrapping_mul(EXPORT_FACTOR);
+        let index = of_place.wrapping_sub(of_export).wrapping_mul(PLACE_FACTOR_INVERSE);
+        let offset = u64::from(index) * CELL_BYTES as u64;
+        (index < cells_max).then_some((export, offset, write))
+    })
+}
+
 /// Says in words what the bytes of a garbage unit are, for a report.
 #[must_use]
 pub fn explain(bytes: &[u8], exports: u8, cells_max: u32) -> String {
@@ -136,6 +166,9 @@ mod tests {
         assert_eq!(identify(&bytes, 0, 8192), GARBAGE, "another export's data");
         assert_eq!(identify(&[0; 512], 1, 8192), ZEROES);
         assert!(explain(&bytes, 2, 4096).contains("write 77's data for byte 8192 of export 1"));
+        assert_eq!(owner(&bytes, 2, 4096), Some((1, 8192, 77)));
+        bytes[..16].fill(0);
+        assert_eq!(owner(&bytes, 2, 4096), Some((1, 8192 + 16, 77)));
     }
 
     #[test]

@@ -7,12 +7,15 @@
 use crate::random::Random;
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{ReadPiece, Storage, StorageError};
+use std::collections::VecDeque;
 use std::fmt;
 use std::ops::Range;
 use std::rc::Rc;
 
 /// The smallest piece that survives a power cut as a whole.
 pub const SECTOR_BYTES: usize = 512;
+/// Pages of which it is kept what they held before, at most.
+const EARLIER_MAX: usize = 1024;
 const SECTORS_PER_PAGE: usize = BLOCK_BYTES / SECTOR_BYTES;
 
 type Page = [u8; BLOCK_BYTES];
@@ -70,6 +73,10 @@ impl Image {
         }
     }
 
+    fn page(&self, index: usize) -> Option<&Rc<Page>> {
+        self.chunks[index / CHUNK_PAGES].as_ref()?[index % CHUNK_PAGES].as_ref()
+    }
+
     fn slot_mut(&mut self, index: usize) -> &mut Option<Rc<Page>> {
         let chunk = &mut self.chunks[index / CHUNK_PAGES];
         let chunk = chunk.get_or_insert_with(|| Rc::new([const { None }; CHUNK_PAGES]));
@@ -108,6 +115,8 @@ struct PendingWrite {
     pages: Rc<[Rc<Page>]>,
     /// Its place in the order of completions; `None` while in flight.
     completion: Option<u64>,
+    /// Whether it is reported as done and never happens.
+    lost: bool,
 }
 
 impl PendingWrite {
@@ -124,6 +133,8 @@ pub struct SimDevice {
     pending: Vec<PendingWrite>,
     serials: u64,
     completions: u64,
+    /// What writes have replaced, newest last, if it is kept: the page and what it held.
+    earlier: Option<VecDeque<(usize, Option<Rc<Page>>)>>,
 }
 
 impl SimDevice {
@@ -132,7 +143,14 @@ impl SimDevice {
     pub fn new(size_bytes: u64) -> Self {
         let image = Image::new(page_index(size_bytes));
         let live = image.clone();
-        Self { durable: image, live, pending: Vec::new(), serials: 0, completions: 0 }
+        Self {
+            durable: image,
+            live,
+            pending: Vec::new(),
+            serials: 0,
+            completions: 0,
+            earlier: None,
+        }
     }
 
     /// Size in bytes.
@@ -154,8 +172,70 @@ impl SimDevice {
         self.serials += 1;
         let serial = WriteSerial(self.serials);
         let pages = pages.iter().map(|page| Rc::new(*page)).collect();
-        self.pending.push(PendingWrite { serial, offset, pages, completion: None });
+        self.pending.push(PendingWrite { serial, offset, pages, completion: None, lost: false });
         serial
+    }
+
+    /// Takes a write that will be reported as done, will never show, and survives nothing.
+    pub fn submit_lost_write(&mut self, offset: u64, bytes: &[u8]) -> WriteSerial {
+        let serial = self.submit_write(offset, bytes);
+        self.pending.last_mut().expect("it was just submitted").lost = true;
+        serial
+    }
+
+    /// From now on keeps some of what writes replace, so that it can come back.
+    pub fn keep_earlier(&mut self) {
+        self.earlier = Some(VecDeque::new());
+    }
+
+    /// A page of which it is known what it held before.
+    pub fn draw_earlier(&self, random: &mut Random) -> Option<u64> {
+        let earlier = self.earlier.as_ref().filter(|earlier| !earlier.is_empty())?;
+        Some(earlier[random.index(earlier.len())].0 as u64)
+    }
+
+    /// A page, or a sector of it, shows what it held before.
+    pub fn show_earlier(&mut self, page: u64, whole: bool, random: &mut Random) {
+        let index = usize::try_from(page).expect("a small device");
+        let earlier = self.earlier.iter().flatten();
+        let Some(old) = earlier.rev().find(|(of, _)| *of == index).map(|(_, old)| old.clone())
+        else {
+            return;
+        };
+        let start = random.index(SECTORS_PER_PAGE) * SECTOR_BYTES;
+        let range = if whole { 0..BLOCK_BYTES } else { start..start + SECTOR_BYTES };
+        for image in [&mut self.live, &mut self.durable] {
+            let shown = &mut image.page_mut(index)[range.clone()];
+            match &old {
+                Some(old) => shown.copy_from_slice(&old[range.clone()]),
+                None => shown.fill(0),
+            }
+        }
+    }
+
+    /// A bit of a page changes by itself.
+    pub fn rot(&mut self, page: u64, bit: usize) {
+        let index = usize::try_from(page).expect("a small device");
+        for image in [&mut self.live, &mut self.durable] {
+            image.page_mut(index)[bit / 8] ^= 1 << (bit % 8);
+        }
+    }
+
+    /// Whether a page was ever written.
+    #[must_use]
+    pub fn has_page(&self, page: u64) -> bool {
+        self.live.page(usize::try_from(page).expect("a small device")).is_some()
+    }
+
+    /// What a page shows, and what it would show after a power cut or a write in flight.
+    #[must_use]
+    pub fn contents_of(&self, page: u64) -> Vec<Rc<Page>> {
+        let index = usize::try_from(page).expect("a small device");
+        let images = [&self.live, &self.durable].into_iter().filter_map(|image| image.page(index));
+        let pending = self.pending.iter().filter_map(|write| {
+            index.checked_sub(page_index(write.offset)).and_then(|at| write.pages.get(at))
+        });
+        images.chain(pending).cloned().collect()
     }
 
     /// Whether a write in flight still equals the memory it was submitted from.
@@ -172,15 +252,31 @@ impl SimDevice {
     pub fn complete_write(&mut self, serial: WriteSerial) {
         let at = self.position(serial);
         self.completions += 1;
+        if self.pending[at].lost {
+            self.pending.remove(at);
+            return;
+        }
         self.pending[at].completion = Some(self.completions);
+        self.remember(at);
         self.live.write(&self.pending[at]);
+    }
+
+    /// Keeps what a write is about to replace.
+    fn remember(&mut self, at: usize) {
+        let Some(earlier) = &mut self.earlier else { return };
+        let write = &self.pending[at];
+        for index in (page_index(write.offset)..).take(write.pages.len()) {
+            earlier.push_back((index, self.live.page(index).cloned()));
+        }
+        let excess = earlier.len().saturating_sub(EARLIER_MAX);
+        earlier.drain(..excess);
     }
 
     /// A write has ended with an error: any of its sectors may have reached the device.
     pub fn fail_write(&mut self, serial: WriteSerial, random: &mut Random) {
         let at = self.position(serial);
         let write = self.pending.remove(at);
-        for sector in 0..write.sectors() {
+        for sector in 0..if write.lost { 0 } else { write.sectors() } {
             if random.percent(50) {
                 self.live.write_sector(&write, sector);
                 self.durable.write_sector(&write, sector);
@@ -208,6 +304,7 @@ impl SimDevice {
     /// [`SECTOR_BYTES`].
     pub fn power_cut(&mut self, random: &mut Random) -> Survival {
         let mut pending = std::mem::take(&mut self.pending);
+        pending.retain(|write| !write.lost);
         let mut left = Survival { all: pending.len(), ..Survival::default() };
         let survive_percent = random.pick(&[0, 10, 50, 50, 90, 100]);
         let torn_percent = random.pick(&[0, 0, 10, 50]);

@@ -41,6 +41,18 @@ fault_kinds! {
     DeviceFlushError,
     /// A read of the cache device returned a wrong bit, once.
     ReadRot,
+    /// A write of the cache device was reported as done and never happened.
+    LostWrite,
+    /// A write of the cache device landed elsewhere.
+    MisdirectedWrite,
+    /// A bit of the cache device changed by itself.
+    RotAtRest,
+    /// A sector of the cache device shows what was written there before.
+    StaleSector,
+    /// Damage took flushed data, and the start that was refused named it.
+    LossNamed,
+    /// Damage took the last flushed data, which nothing on the device knew to be durable.
+    LossUnknowable,
     /// A read, write or flush of an origin failed.
     OriginError,
     /// A write of an origin failed after others of the same epoch had ended well.

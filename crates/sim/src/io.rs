@@ -135,7 +135,7 @@ impl<C: Core> Life<C> {
     ) -> Result<(), Violation> {
         Self::check_device(world, offset, buffer)?;
         world.trace.mix(offset ^ u64::from(buffer.length) << 40);
-        let serial = world.device.submit_write(offset, self.core.reserve().bytes(buffer));
+        let serial = world.device_takes(offset, self.core.reserve().bytes(buffer), self.faults);
         world.note_structure(offset);
         world.tally.device_bytes += u64::from(buffer.length);
         let rate = world.scenario.faults.device_write_error;
@@ -383,7 +383,12 @@ impl<C: Core> Life<C> {
                     return Err(contract(format!("{buffer:?} changed while it was written")));
                 }
                 match result {
-                    Ok(()) => world.device.complete_write(serial),
+                    Ok(()) => {
+                        world.device.complete_write(serial);
+                        if self.faults {
+                            world.age_medium();
+                        }
+                    }
                     Err(_) => world.device.fail_write(serial, &mut world.random),
                 }
             }

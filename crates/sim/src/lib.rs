@@ -12,6 +12,7 @@
 //! | `life`, `io`, `request` | the loop around the engine: time, I/Os, requests |
 //! | [`device`], [`origin`] | what shows, and what a power cut leaves |
 //! | [`faults`] | what can go wrong, and how often it did |
+//! | [`damage`] | quiet faults of the device, and what they explain |
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
 //! | [`shared`] | what makes a clone of a world cheap |
@@ -26,6 +27,7 @@ pub mod checker;
 pub mod client;
 pub mod content;
 pub mod core;
+pub mod damage;
 pub mod device;
 pub mod exhaustive;
 pub mod failures;

@@ -4,7 +4,7 @@
 
 use crate::core::Core;
 use crate::life::Life;
-use crate::violation::Violation;
+use crate::violation::{Kind, Violation};
 use crate::world::{End, World};
 use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, footer_bytes};
 
@@ -54,7 +54,10 @@ impl World {
             let mut world = fallen.clone();
             world.random = fallen.random.fork();
             world.crash_device(end);
-            world.try_restart::<C>()?;
+            match world.try_restart::<C>() {
+                Err(violation) if violation.kind == Kind::Explained => {}
+                result => result?,
+            }
             self.trace.mix(world.trace.digest());
             fallen.tally = world.tally;
         }

@@ -77,6 +77,14 @@ pub struct Faults {
     pub device_write_error: u32,
     /// Flushes of the cache device that fail.
     pub device_flush_error: u32,
+    /// Writes of the cache device that are reported as done and never happen.
+    pub device_lost_write: u32,
+    /// Writes of the cache device that land elsewhere.
+    pub device_misdirected_write: u32,
+    /// Writes of the cache device after which a bit of it rots.
+    pub device_rot: u32,
+    /// Writes of the cache device after which a sector shows what was there before.
+    pub device_stale: u32,
     /// Reads, writes and flushes of origins that fail.
     pub origin_error: u32,
     /// Flushes of origins that fail.
@@ -93,6 +101,14 @@ pub struct Faults {
     pub disconnect: u32,
     /// Batches of a client that take all the room there is, a few times in a row.
     pub flood: u32,
+}
+
+impl Faults {
+    /// The rate of quiet faults of the cache device, of all kinds.
+    #[must_use]
+    pub fn quiet_device(&self) -> u32 {
+        self.device_lost_write + self.device_misdirected_write + self.device_rot + self.device_stale
+    }
 }
 
 /// How often crashes are tried on clones of the world, without ending it.
@@ -213,12 +229,32 @@ impl Scenario {
             chosen_failure: None,
         };
         scenario.draw_hangs();
+        scenario.draw_quiet_faults();
         if random.percent(7) {
             scenario.fill_to_the_brim(random);
         }
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
+    }
+
+    /// Draws whether the cache device damages data quietly: from a number of its own, too. Worlds
+    /// with failing reads, which explain everything, have none.
+    fn draw_quiet_faults(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x0b17);
+        let is_clear = self.faults.device_read_rot == 0 && self.faults.device_read_error == 0;
+        if !is_clear || !random.percent(13) {
+            return;
+        }
+        // Lives are short: some of them should see it early.
+        let mut rate = || u32::try_from(random.magnitude(4_000, 256_000)).expect("a rate");
+        let rates = [rate(), rate(), rate(), rate()];
+        let mask = random.between(1, 15);
+        let drawn = |at: usize| if mask >> at & 1 == 1 { rates[at] } else { 0 };
+        self.faults.device_lost_write = drawn(0);
+        self.faults.device_misdirected_write = drawn(1);
+        self.faults.device_rot = drawn(2);
+        self.faults.device_stale = drawn(3);
     }
 
     /// Draws whether origins hang: from a number of its own, so that the worlds of seeds that once
@@ -351,6 +387,10 @@ fn draw_faults(random: &mut Random) -> Faults {
         device_read_rot: rate(12, 1_000, 100_000),
         device_write_error: rate(12, 1_000, 20_000),
         device_flush_error: rate(12, 1_000, 50_000),
+        device_lost_write: 0,
+        device_misdirected_write: 0,
+        device_rot: 0,
+        device_stale: 0,
         origin_error: rate(15, 1_000, 50_000),
         origin_flush_error: rate(15, 1_000, 200_000),
         origin_stall: rate(15, 1_000, 20_000),

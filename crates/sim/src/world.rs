@@ -4,6 +4,7 @@ use crate::checker::{Checker, Contents, OriginLedger, Resolution};
 use crate::client::{Wish, WishKind};
 use crate::content::{self, UNREADABLE, Value, ZEROES};
 use crate::core::Core;
+use crate::damage::Damage;
 use crate::device::{BlockingDevice, PowerCut, SimDevice, Survival};
 use crate::faults::{FaultCounts, FaultKind};
 use crate::life::{Life, now};
@@ -18,7 +19,7 @@ use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{
-    Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
+    Config, Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
     ReserveShape,
 };
 use std::ops::Range;
@@ -108,6 +109,12 @@ pub struct World {
     pub(crate) excused: bool,
     /// Whether wrong bits explain data that is gone from now on.
     pub(crate) rotten: bool,
+    /// What the cache device has damaged quietly.
+    pub(crate) damage: Shared<Damage>,
+    /// The first sequence of a loss that the last start named and the operator accepted.
+    pub(crate) accepted_loss: Option<u64>,
+    /// From which moment on damage explains that flushed data is gone after the last start.
+    pub(crate) excused_from: Option<u64>,
     /// Which origin hangs by choice: errors of its export are explained, and no others.
     pub(crate) hung: Option<u8>,
     /// The longest that a request of another export took while it did.
@@ -156,6 +163,9 @@ impl World {
             contents: Vec::new(),
             excused: false,
             rotten: false,
+            damage: Shared::new(Damage::default()),
+            accepted_loss: None,
+            excused_from: None,
             hung: None,
             longest_beside_ns: 0,
             answered_beside: 0,
@@ -172,7 +182,10 @@ impl World {
     /// # Errors
     /// The first thing that must hold and does not.
     pub fn run<C: Core>(&mut self) -> Result<(), Violation> {
-        let result = self.live::<C>();
+        let result = match self.live::<C>() {
+            Err(violation) if violation.kind == Kind::Explained => Ok(()),
+            result => result,
+        };
         self.tally.laps = self.tally.device_bytes / self.scenario.device_bytes;
         result
     }
@@ -190,6 +203,9 @@ impl World {
 
     fn live<C: Core>(&mut self) -> Result<(), Violation> {
         self.format::<C>()?;
+        if self.scenario.faults.device_stale > 0 {
+            self.device.keep_earlier();
+        }
         let mut life = self.open::<C>(false)?;
         for _ in 0..self.scenario.lives {
             let most = self.scenario.steps_max;
@@ -224,7 +240,9 @@ impl World {
         self.crash(end)?;
         let cuts = self.random.percent(self.scenario.faults.cut_in_recovery_percent);
         let mut life = self.open::<C>(cuts)?;
-        if self.random.percent(self.scenario.faults.verify_percent) {
+        // Damage is judged by what the next restart shows, before anything is built on it.
+        let verifies = self.random.percent(self.scenario.faults.verify_percent);
+        if verifies || self.damage.any() {
             self.verify(&mut life)?;
         }
         Ok(life)
@@ -287,6 +305,7 @@ impl World {
             self.scenario.exports.iter().map(|export| export.options.clone()).collect();
         let mut cuts_left = if cuts { CUTS_IN_RECOVERY_MAX } else { 0 };
         let mut has_been_cut = false;
+        self.accepted_loss = None;
         loop {
             // Down time: a restart is never at once.
             self.now_ns += 1_000_000;
@@ -310,10 +329,20 @@ impl World {
                     self.trace.line(self.now_ns, || error.to_string());
                     continue;
                 }
+                Ok(Err(OpenError::DurableDamaged { first, .. }))
+                    if self.damage.hit(first) && self.accepted_loss.is_none() =>
+                {
+                    // The documented error; the operator accepts the loss that it names.
+                    self.trace.line(self.now_ns, || format!("refused: {first} on are damaged"));
+                    self.accepted_loss = Some(first);
+                    continue;
+                }
                 Ok(Err(error)) => return Err(Violation::new(Kind::OpenRefused, error.to_string())),
                 Ok(Ok(parts)) => parts,
             };
             core.check_invariants();
+            // Before the new life writes records of its own with the same numbers.
+            self.excused_from = self.excuse();
             let slots = self.scenario.exports.iter().map(|export| {
                 let name = &export.options.name;
                 let found = exports.iter().find(|opened| opened.name == *name);
@@ -338,7 +367,8 @@ impl World {
         // SAFETY: the engine that owns the reserve is dropped before the lease: `Life` keeps them
         // in this order, and so does a failed or unwinding `open`.
         let reserve = unsafe { memory.reserve() };
-        let config = self.scenario.config.clone();
+        let accept_loss = self.accepted_loss.is_some();
+        let config = Config { accept_loss, ..self.scenario.config.clone() };
         let now = now(self);
         let mut storage = BlockingDevice::new(&mut self.device, cut_after);
         storage.fail(failing);
@@ -415,24 +445,56 @@ impl World {
         life: &mut Life<C>,
     ) -> Result<Resolution, Violation> {
         self.tally.crash_points += 1;
-        self.read_everything(life)?;
-        let contents = std::mem::take(&mut self.contents);
-        let unreadable = contents.iter().flatten().any(|value| *value == UNREADABLE);
-        if unreadable && !self.rotten {
-            let detail = "after a restart some blocks cannot be read".into();
-            return Err(Violation::new(Kind::UnexpectedError, detail));
-        }
-        for value in contents.iter().flatten() {
+        self.read_everything(life).map_err(|violation| self.explain(violation))?;
+        self.check_readable()?;
+        for value in self.contents.iter().flatten() {
             self.trace.mix(u64::from(*value));
         }
+        if self.accepted_loss.is_some() {
+            let detail = "flushed data was damaged, and its loss accepted".into();
+            return Err(self.explain(Violation::new(Kind::Lost, detail)));
+        }
+        // Only where damage may explain something they are needed once more.
+        let kept = self.damage.any().then(|| self.contents.clone());
+        let contents = std::mem::take(&mut self.contents);
+        let checked = self.check_contents(contents);
+        match checked {
+            Ok(_) => self.trace.line(self.now_ns, || "everything read and as it should be".into()),
+            Err(violation) => {
+                self.contents = kept.unwrap_or_default();
+                return Err(self.explain(violation));
+            }
+        }
+        checked
+    }
+
+    fn check_contents(&self, contents: Contents) -> Result<Resolution, Violation> {
         let resolution = self.checker.check_recovered(contents)?;
         for (origin, export) in self.origins.iter().zip(0..) {
             for (unit, value) in origin.live().iter().enumerate() {
                 self.checker.check_origin_after_restart(&resolution, export, unit, *value)?;
             }
         }
-        self.trace.line(self.now_ns, || "everything read and as it should be".into());
         Ok(resolution)
+    }
+
+    /// Whether something explains each block that could not be read.
+    fn check_readable(&self) -> Result<(), Violation> {
+        if self.rotten {
+            return Ok(());
+        }
+        let unit_bytes = self.scenario.unit_bytes;
+        for (values, export) in self.contents.iter().zip(0..) {
+            let unreadable = values.iter().zip(0u64..).filter(|(value, _)| **value == UNREADABLE);
+            for (_, unit) in unreadable {
+                if !self.damage.touches(export, unit * unit_bytes, unit_bytes) {
+                    let detail =
+                        format!("after a restart unit {unit} of export {export} cannot be read");
+                    return Err(Violation::new(Kind::UnexpectedError, detail));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Reads all exports into `contents`, with no faults, in pieces of any size.
@@ -480,7 +542,7 @@ impl World {
     pub(crate) fn finish<C: Core>(&mut self, mut life: Life<C>) -> Result<(), Violation> {
         life.faults = false;
         self.trace.line(self.now_ns, || "---- the world comes to its end".into());
-        if !self.rotten {
+        if !self.rotten && !self.damage.any() {
             let token = life.control(self, Control::Drain(None))?;
             let done = |life: &Life<C>| !life.controls.contains_key(&token);
             life.wait_until(self, done, "a drain does not end")?;

@@ -33,6 +33,8 @@ pub struct WriteRecord {
     pub flushed: u64,
     /// Whether it was seen after a restart: what is served then cannot be taken back (rule 1).
     pub recovered: bool,
+    /// The moment it first was.
+    pub recovered_at: u64,
     /// Whether a crash took it.
     pub lost: bool,
     /// Writes that reads have shown to come after this one, though they ran concurrently.
@@ -57,6 +59,8 @@ pub struct History {
     flushed: Vec<Vec<u32>>,
     /// Writes of this life answered before this moment are durable on the cache device.
     durable_before: u64,
+    /// When that moved, and where to.
+    durable_moves: Vec<(u64, u64)>,
     /// Earlier lives: the moment each ended, and what was durable by then.
     ended: Vec<(u64, u64)>,
     moments: u64,
@@ -77,6 +81,7 @@ impl History {
             answered: 0,
             flushed: 0,
             recovered: true,
+            recovered_at: 0,
             lost: false,
             successors: Vec::new(),
         };
@@ -86,6 +91,7 @@ impl History {
             unflushed: vec![Vec::new(); exports],
             flushed: vec![Vec::new(); exports],
             durable_before: 1,
+            durable_moves: Vec::new(),
             ended: Vec::new(),
             moments: 1,
         }
@@ -155,6 +161,7 @@ impl History {
             answered: NEVER,
             flushed: NEVER,
             recovered: false,
+            recovered_at: NEVER,
             lost: false,
             successors: Vec::new(),
         })
@@ -184,7 +191,10 @@ impl History {
     /// client asked; `None` for an operator.
     pub fn flushed(&mut self, export: Option<u8>, submitted: u64) {
         let now = self.tick();
-        self.durable_before = self.durable_before.max(submitted);
+        if submitted > self.durable_before {
+            self.durable_before = submitted;
+            self.durable_moves.push((now, submitted));
+        }
         let Some(export) = export.map(usize::from) else { return };
         let waiting = std::mem::take(&mut self.unflushed[export]);
         for id in waiting {
@@ -214,6 +224,19 @@ impl History {
         let life = self.ended.partition_point(|(end, _)| *end <= write.answered);
         let durable_before = self.ended.get(life).map_or(self.durable_before, |life| life.1);
         write.answered < durable_before
+    }
+
+    /// Whether clients knew before a moment that no crash may take the write.
+    #[must_use]
+    pub fn was_durable(&self, id: u32, moment: u64) -> bool {
+        let write = self.get(id);
+        if write.recovered_at < moment || write.flushed < moment {
+            return true;
+        }
+        let life = self.life_of(write.answered);
+        let end = self.ended.get(life).map_or(NEVER, |(end, _)| *end).min(moment);
+        let moves = self.durable_moves.partition_point(|(at, _)| *at < end);
+        moves > 0 && write.answered < self.durable_moves[moves - 1].1
     }
 
     /// A life ends: what is not durable may be gone, and no later flush covers it unless it is
@@ -248,7 +271,9 @@ impl History {
             let export = usize::from(write.export);
             self.unflushed[export].push(id);
         }
-        self.writes[id as usize].recovered = true;
+        let write = &mut self.writes[id as usize];
+        write.recovered = true;
+        write.recovered_at = write.recovered_at.min(now);
     }
 
     /// A crash took the write.

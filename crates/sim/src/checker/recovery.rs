@@ -209,6 +209,57 @@ impl Checker {
         Ok(())
     }
 
+    /// Checks a restart after damage that explains that what became durable from a moment on is
+    /// gone: nothing else is, and every unit shows something that was written there.
+    ///
+    /// # Errors
+    /// When something that was durable before is gone, or shows what belongs elsewhere.
+    pub fn check_excused(&self, contents: &Contents, until: u64) -> Result<(), Violation> {
+        let required = self.required(until);
+        for (values, export) in contents.iter().zip(0u8..) {
+            for (unit, &value) in values.iter().enumerate() {
+                if value == UNREADABLE {
+                    continue;
+                }
+                let known = match value {
+                    ZEROES => !self.exports[usize::from(export)].zeroes[unit].is_empty(),
+                    _ => self.history.names(value) && self.history.get(value).covers(export, unit),
+                };
+                let older = |id: &u32| self.origin_value_is_before(export, unit, value, *id);
+                let missing = required[usize::from(export)][unit].iter().find(|id| older(id));
+                if known && missing.is_none() {
+                    continue;
+                }
+                let place = format!("after a restart with damage unit {unit} of export {export}");
+                let detail = match missing {
+                    Some(id) => format!("{place} lacks {}", self.history.describe(*id)),
+                    None => format!("{place} shows what was never written there"),
+                };
+                let kind = if known { Kind::Lost } else { Kind::Garbage };
+                return Err(Violation::new(kind, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Per export and unit: the writes that clients knew to be durable before a moment and that no
+    /// crash has taken.
+    fn required(&self, until: u64) -> Vec<Vec<Vec<u32>>> {
+        let units =
+            self.exports.iter().map(|registers| vec![Vec::new(); registers.undecided.len()]);
+        let mut required: Vec<_> = units.collect();
+        for id in (1..).take(self.history.len() - 1) {
+            let write = self.history.get(id);
+            if !write.lost && self.history.was_durable(id, until) {
+                let units = &mut required[usize::from(write.export)];
+                for unit in &mut units[write.first_unit..write.first_unit + write.units] {
+                    unit.push(id);
+                }
+            }
+        }
+        required
+    }
+
     /// Makes a checked restart the new beginning.
     pub fn resolve(&mut self, resolution: &Resolution) {
         for (values, export) in resolution.contents.iter().zip(0u8..) {

@@ -275,3 +275,22 @@ fn many_writes_of_one_unit_do_not_pile_up() {
     }
     assert!(checker.exports[0].candidates[0].len() <= 16);
 }
+
+#[test]
+fn damage_excuses_only_what_became_durable_after_it() {
+    let mut checker = checker();
+    let early = checker.submit_write(0, 0, 2, false, true);
+    checker.answer_write(early);
+    let damaged = checker.history.now() + 1;
+    let late = checker.submit_write(0, 2, 2, false, true);
+    checker.answer_write(late);
+    checker.crash();
+    let shows = |first, second| vec![vec![first, first, second, second, 1, 1, 1, 1]];
+    let excused = |contents: &Vec<Vec<Value>>| checker.check_excused(contents, damaged);
+    assert_eq!(excused(&shows(early, late)), Ok(()), "nothing is gone");
+    assert_eq!(excused(&shows(early, 1)), Ok(()), "what the damage took");
+    assert!(checker.check_recovered(shows(early, 1)).is_err(), "without damage it is a loss");
+    let kind = |first, second| excused(&shows(first, second)).map_err(|found| found.kind);
+    assert_eq!(kind(1, 1), Err(Kind::Lost), "durable before the damage");
+    assert_eq!(kind(late, 1), Err(Kind::Garbage), "another place's data");
+}

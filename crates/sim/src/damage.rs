@@ -1,0 +1,300 @@
+//! Quiet faults of the cache device: writes that are lost or land elsewhere, bits that rot, sectors
+//! that show what was there before. And what each of them explains, which is not much.
+//!
+//! Every record that the engine writes is noted with the moment of it, so that damage is known by
+//! the sequences and the client blocks that it hits. A client error is explained only at such a
+//! block. Flushed data may be gone only from a record on that was hit: one that the start named
+//! when it refused, or one behind which no header on the device says that it was durable; and only
+//! what its client came to know as durable after that record was written.
+
+use crate::content;
+use crate::device::WriteSerial;
+use crate::faults::FaultKind;
+use crate::violation::{Kind, Violation};
+use crate::world::World;
+use ringfence_cache::format::{HeaderExpectation, RecordHeader, Superblock};
+use ringfence_cache::limits::{
+    SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, footer_bytes,
+};
+use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
+use std::collections::{BTreeMap, BTreeSet};
+use zerocopy::FromBytes;
+
+/// Damages of one world, so that something is left to be read.
+const EVENTS_MAX: u32 = 6;
+const LOG_PAGE: u64 = SEGMENTS_OFFSET / BLOCK_BYTES_U64;
+const SEGMENT_PAGES: u64 = SEGMENT_BYTES_MIN / BLOCK_BYTES_U64;
+
+/// A record as it was last written to a place.
+#[derive(Clone, Copy, Debug)]
+struct Written {
+    pages: u64,
+    sequence: u64,
+}
+
+/// What was damaged so far.
+#[derive(Clone, Debug, Default)]
+pub struct Damage {
+    events: u32,
+    /// Blocks of exports with data in something that was damaged.
+    blocks: BTreeSet<(u8, u64)>,
+    /// Records that were damaged.
+    sequences: BTreeSet<u64>,
+    /// Records by the first page of the place they were written to.
+    records: BTreeMap<u64, Written>,
+    /// By sequence: the moment it was written, and in which use of a segment.
+    moments: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Damage {
+    /// Whether anything was.
+    #[must_use]
+    pub fn any(&self) -> bool {
+        self.events > 0
+    }
+
+    /// Whether a range of an export has data in what was.
+    #[must_use]
+    pub fn touches(&self, export: u8, offset: u64, length: u64) -> bool {
+        let first = offset / BLOCK_BYTES_U64;
+        let end = (offset + length).div_ceil(BLOCK_BYTES_U64);
+        self.blocks.range((export, first)..(export, end)).next().is_some()
+    }
+
+    /// Whether a record was.
+    #[must_use]
+    pub fn hit(&self, sequence: u64) -> bool {
+        self.sequences.contains(&sequence)
+    }
+
+    /// Notes the records that a device write carries.
+    fn note_records(&mut self, offset: u64, bytes: &[u8], moment: u64) {
+        let mut at = 0;
+        while at < bytes.len() {
+            let place = offset + at as u64;
+            let header = RecordHeader::ref_from_bytes(&bytes[at..at + BLOCK_BYTES]);
+            let Some(header) = header.ok().filter(|header| header.device_offset.get() == place)
+            else {
+                return;
+            };
+            let (first, sequence) = (place / BLOCK_BYTES_U64, header.sequence.get());
+            let pages = 1 + u64::from(header.payload_blocks.get());
+            self.records
+                .retain(|start, old| *start + old.pages <= first || *start >= first + pages);
+            self.records.insert(first, Written { pages, sequence });
+            self.moments.insert(sequence, (moment, header.segment_use.get()));
+            at += usize::try_from(pages).expect("a record") * BLOCK_BYTES;
+        }
+    }
+
+    /// Notes that whatever record lies at a page is damaged.
+    fn note_page(&mut self, page: u64) {
+        if let Some((start, record)) = self.records.range(..=page).next_back()
+            && page < start + record.pages
+        {
+            self.sequences.insert(record.sequence);
+        }
+    }
+}
+
+impl World {
+    /// Whether the device has quiet faults in this world.
+    pub(crate) fn has_quiet_faults(&self) -> bool {
+        self.scenario.faults.quiet_device() > 0
+    }
+
+    /// The device takes a write, or only says so.
+    pub(crate) fn device_takes(
+        &mut self,
+        offset: u64,
+        bytes: &[u8],
+        may_fail: bool,
+    ) -> WriteSerial {
+        if !self.has_quiet_faults() {
+            return self.device.submit_write(offset, bytes);
+        }
+        let moment = self.checker.history.now();
+        self.damage.note_records(offset, bytes, moment);
+        let faults = self.scenario.faults;
+        let pages = (bytes.len() / BLOCK_BYTES) as u64;
+        let in_log = offset >= SEGMENTS_OFFSET;
+        let may = may_fail && in_log && self.damage.events < EVENTS_MAX;
+        if may && self.random.chance(faults.device_lost_write) {
+            self.count_damage(FaultKind::LostWrite, || format!("the write at {offset} is lost"));
+            self.note_damage(offset / BLOCK_BYTES_U64, bytes);
+            return self.device.submit_lost_write(offset, bytes);
+        }
+        if may && self.random.chance(faults.device_misdirected_write) {
+            let log_pages = self.device.size_bytes() / BLOCK_BYTES_U64 - LOG_PAGE;
+            let wrong = (LOG_PAGE + self.random.below(log_pages - pages + 1)) * BLOCK_BYTES_U64;
+            self.count_damage(FaultKind::MisdirectedWrite, || {
+                format!("the write at {offset} lands at {wrong}")
+            });
+            self.note_damage(offset / BLOCK_BYTES_U64, bytes);
+            for page in wrong / BLOCK_BYTES_U64..wrong / BLOCK_BYTES_U64 + pages {
+                self.note_content(page);
+            }
+            return self.device.submit_write(wrong, bytes);
+        }
+        self.device.submit_write(offset, bytes)
+    }
+
+    /// Time passes for the medium: a bit may rot, or a sector show what was there before.
+    pub(crate) fn age_medium(&mut self) {
+        let faults = self.scenario.faults;
+        if !self.has_quiet_faults() || self.damage.events >= EVENTS_MAX {
+            return;
+        }
+        if self.random.chance(faults.device_rot) && !self.damage.records.is_empty() {
+            // The newest record is the one that may be known to no other.
+            let newest = self.random.percent(50);
+            let at = self.random.index(self.damage.records.len());
+            let mut records = self.damage.records.iter();
+            let drawn = if newest {
+                records.max_by_key(|(_, record)| record.sequence)
+            } else {
+                records.nth(at)
+            };
+            let (&first, &Written { pages, .. }) = drawn.expect("a record");
+            // The header as often as everything behind it.
+            let header = self.random.percent(50);
+            let page = if header { first } else { first + self.random.below(pages) };
+            let bit = self.random.index(BLOCK_BYTES * 8);
+            self.count_damage(FaultKind::RotAtRest, || format!("bit {bit} of page {page} rots"));
+            self.note_content(page);
+            self.device.rot(page, bit);
+        }
+        if self.random.chance(faults.device_stale) {
+            let whole = self.random.percent(50);
+            let Some(page) = self.device.draw_earlier(&mut self.random) else { return };
+            if page < LOG_PAGE {
+                return;
+            }
+            self.count_damage(FaultKind::StaleSector, || {
+                format!("page {page} shows what was there before, whole: {whole}")
+            });
+            self.note_content(page);
+            self.device.show_earlier(page, whole, &mut self.random);
+        }
+    }
+
+    fn count_damage(&mut self, kind: FaultKind, text: impl FnOnce() -> String) {
+        self.tally.faults.count(kind);
+        self.damage.events += 1;
+        self.trace.line(self.now_ns, text);
+    }
+
+    /// Notes what is on a page, or will be once the writes in flight have ended.
+    fn note_content(&mut self, page: u64) {
+        for bytes in self.device.contents_of(page) {
+            self.note_damage(page, &bytes[..]);
+        }
+    }
+
+    /// Notes that bytes, from a page on, are damaged.
+    fn note_damage(&mut self, first_page: u64, bytes: &[u8]) {
+        for (block, page) in bytes.chunks_exact(BLOCK_BYTES).zip(first_page..) {
+            self.damage.note_page(page);
+            if let Some((export, offset)) = self.owner_of(block) {
+                self.damage.blocks.insert((export, offset / BLOCK_BYTES_U64));
+            }
+        }
+    }
+
+    /// Whose data a block is: the export, and the offset in it.
+    fn owner_of(&self, block: &[u8]) -> Option<(u8, u64)> {
+        let (exports, cells) = self.content_limits();
+        let (export, offset, write) = content::owner(block, exports, cells)?;
+        let unit = usize::try_from(offset / self.scenario.unit_bytes).ok()?;
+        let history = &self.checker.history;
+        (history.names(write) && history.get(write).covers(export, unit))
+            .then_some((export, offset))
+    }
+
+    /// From which moment on damage explains that flushed data is gone after the last restart, if it
+    /// does.
+    pub(crate) fn excuse(&mut self) -> Option<u64> {
+        if !self.damage.any() {
+            return None;
+        }
+        if let Some(first) = self.accepted_loss {
+            return self.damage.moments.get(&first).map(|(moment, _)| *moment);
+        }
+        let superblock = self.superblock()?;
+        let cut = superblock.first_sequence.get();
+        let &(moment, segment_use) = self.damage.moments.get(&cut)?;
+        let (known, hit) = (self.known_durable(&superblock, segment_use), self.damage.hit(cut));
+        self.trace.line(self.now_ns, || {
+            format!("the log is cut at {cut} (damaged: {hit}); durable up to {known} is known")
+        });
+        (hit && known < cut).then_some(moment)
+    }
+
+    /// The newest superblock on the device.
+    fn superblock(&self) -> Option<Superblock> {
+        let copies = SUPERBLOCK_OFFSETS.into_iter().filter_map(|offset| {
+            let mut block = [0; BLOCK_BYTES];
+            self.device.read(offset, &mut block);
+            Superblock::parse(&block).ok()
+        });
+        copies.max_by_key(|copy| (copy.incarnation.get(), copy.revision.get()))
+    }
+
+    /// The highest sequence that an intact header of the last life says was durable. Every block of
+    /// the log is looked at, so that recovery's own search is judged by another; what lies behind
+    /// a segment of which nothing is left does not count (decision 0013).
+    fn known_durable(&self, superblock: &Superblock, cut_use: u64) -> u64 {
+        let mut by_use = BTreeMap::new();
+        let mut block = [0; BLOCK_BYTES];
+        let payload_pages = SEGMENT_PAGES - footer_bytes(SEGMENT_BYTES_MIN) / BLOCK_BYTES_U64;
+        for page in LOG_PAGE..self.device.size_bytes() / BLOCK_BYTES_U64 {
+            let in_segment = (page - LOG_PAGE) % SEGMENT_PAGES;
+            if in_segment >= payload_pages || !self.device.has_page(page) {
+                continue;
+            }
+            self.device.read(page * BLOCK_BYTES_U64, &mut block);
+            let expectation = HeaderExpectation {
+                cache_uuid: &superblock.cache_uuid,
+                secret: &superblock.secret,
+                incarnation_max: superblock.incarnation.get(),
+                device_offset: page * BLOCK_BYTES_U64,
+                payload_blocks_max: (payload_pages - in_segment - 1) as usize,
+            };
+            if let Ok(header) = RecordHeader::parse(&block, &expectation)
+                && header.incarnation.get() + 1 == superblock.incarnation.get()
+            {
+                let durable = by_use.entry(header.segment_use.get()).or_insert(0);
+                *durable = header.durable.get().max(*durable);
+            }
+        }
+        let unseen = (cut_use + 1..).find(|of| !by_use.contains_key(of)).unwrap_or(u64::MAX);
+        by_use.range(..unseen).map(|(_, durable)| *durable).max().unwrap_or(0)
+    }
+
+    /// What was found after a restart breaks a promise: unless damage explains it, that is so. What
+    /// is explained ends the world all the same, since origins may have what the cache has lost.
+    pub(crate) fn explain(&mut self, violation: Violation) -> Violation {
+        let is_loss = matches!(
+            violation.kind,
+            Kind::Lost | Kind::Stale | Kind::LogOrder | Kind::Torn | Kind::OriginAhead
+        );
+        // What the origin was given from a log without its end is no disk that existed.
+        let is_of_origin = matches!(violation.kind, Kind::OriginAhead | Kind::OriginIllegal);
+        if !(is_loss || is_of_origin) || !self.damage.any() {
+            return violation;
+        }
+        let Some(until) = self.excused_from else { return violation };
+        let contents = std::mem::take(&mut self.contents);
+        match self.checker.check_excused(&contents, until) {
+            Err(worse) if !is_of_origin => worse,
+            _ => {
+                let named = self.accepted_loss.is_some();
+                let kind = if named { FaultKind::LossNamed } else { FaultKind::LossUnknowable };
+                self.tally.faults.count(kind);
+                let detail = format!("damage explains it: {}", violation.detail);
+                self.trace.line(self.now_ns, || detail.clone());
+                Violation::new(Kind::Explained, detail)
+            }
+        }
+    }
+}
