@@ -241,17 +241,22 @@ fn run(options: &Options) -> ExitCode {
     let summary = run_many::<Engine>(first, threads, more, ended);
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
+    let per_hour = |count: u64| count as f64 * 3600.0 / seconds;
     println!(
         "{} worlds, {} crash points, {} operations, {} laps of the log, {} hits of the \
-         memory tier, {} failures in \
-         {seconds:.1} s: {:.0} crash points per hour\nfaults: {}",
+         memory tier, {} failures in {seconds:.1} s; per hour {:.0} worlds, {:.0} crash points, \
+         {:.0} operations, {:.0} failures\n\
+         faults: {}",
         summary.worlds,
         tally.crash_points,
         tally.operations,
         tally.laps,
         tally.tier_hits,
         summary.failures.len(),
-        tally.crash_points as f64 * 3600.0 / seconds,
+        per_hour(summary.worlds),
+        per_hour(tally.crash_points),
+        per_hour(tally.operations),
+        per_hour(summary.failures.len() as u64),
         tally.faults,
     );
     if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
