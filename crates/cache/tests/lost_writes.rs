@@ -3,7 +3,7 @@
 mod bench;
 
 use bench::Bench;
-use ringfence_cache::limits::{SEGMENTS_OFFSET, WRITE_BLOCKS_MAX};
+use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, WRITE_BLOCKS_MAX, footer_bytes};
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{Mode, OpenError, Order};
 
@@ -60,6 +60,23 @@ fn the_longest_write_lost_at_the_start_of_the_newest_segment_is_not_taken_for_it
     let (mut bench, start) = written();
     lose(&mut bench, start, WRITE_BLOCKS_MAX as usize);
     is_refused(&mut bench, 1);
+}
+
+/// Three records of 257 blocks in each of two segments, each flushed. The last of the first segment
+/// rots before it has a footer, and of the second only the last is left to say that it was durable.
+#[test]
+fn the_end_of_the_next_segment_may_be_all_that_knows() {
+    let mut bench = Bench::new(&[STRICT]);
+    for step in 0..6 {
+        bench.write(0, step * MIB, MIB, 1).expect("written");
+        bench.flush().expect("flushed");
+    }
+    let (segment, record) = (SEGMENTS_OFFSET as usize, 257 * BLOCK_BYTES);
+    let footer = segment + (SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN)) as usize;
+    lose(&mut bench, segment + 2 * record, 257);
+    lose(&mut bench, footer, footer_bytes(SEGMENT_BYTES_MIN) as usize / BLOCK_BYTES);
+    lose(&mut bench, segment + SEGMENT_BYTES_MIN as usize, 2 * 257);
+    is_refused(&mut bench, 3);
 }
 
 #[test]

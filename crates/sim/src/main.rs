@@ -1,4 +1,4 @@
-//! `ringfence-sim SEED [--trace]` replays one world; `--worlds N` or `--minutes M` run many;
+//! `ringfence-sim SEED` replays one world with a trace; `--worlds N` or `--minutes M` run many;
 //! `--bits` damages a small cache in every place.
 
 use ringfence_cache::Engine;
@@ -10,17 +10,19 @@ use ringfence_sim::failures::{self, Case};
 use ringfence_sim::run::{Report, run_many, run_seed};
 use ringfence_sim::scenario::ChosenFailure;
 use ringfence_sim::trace::Sink;
+use ringfence_sim::world::Tally;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: ringfence-sim SEED [--trace]
+const USAGE: &str = "usage: ringfence-sim SEED [--digest]
        ringfence-sim --worlds N | --minutes M [--first SEED] [--threads N] [--keep FILE]
                      [--canary RULE]
        ringfence-sim --exhaustive LENGTH [--threads N]
        ringfence-sim --failures [--case NAME [--io N [--for-ever] [--in-recovery] [--trace]]]
        ringfence-sim --bits [--threads N]
 
+SEED prints everything that happens in its world; --digest leaves that out.
 --canary breaks a rule of the log on purpose and ends with the first world that fails; it needs a
 build with the feature `canary`.";
 
@@ -29,6 +31,8 @@ build with the feature `canary`.";
 struct Options {
     seed: Option<u64>,
     trace: bool,
+    /// Of one world: what came of it, and nothing else.
+    digest: bool,
     worlds: Option<u64>,
     minutes: Option<u64>,
     first: Option<u64>,
@@ -66,6 +70,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         let number = |text: String| text.parse().map_err(|_| format!("{text} is no number"));
         match argument.as_str() {
             "--trace" => options.trace = true,
+            "--digest" => options.digest = true,
             "--bits" => options.bits = true,
             "--worlds" => options.worlds = Some(number(value()?)?),
             "--minutes" => options.minutes = Some(number(value()?)?),
@@ -106,7 +111,7 @@ fn main() -> ExitCode {
         return fail_ios(&options);
     }
     if let Some(seed) = options.seed {
-        return replay(seed, options.trace);
+        return replay(seed, !options.digest);
     }
     if let Some(length) = options.exhaustive {
         return run_exhaustive(u32::try_from(length).unwrap_or(u32::MAX), options.threads());
@@ -144,7 +149,12 @@ fn replay(seed: u64, trace: bool) -> ExitCode {
         println!("{:#?}", ringfence_sim::scenario::Scenario::draw(seed));
     }
     let report = run_seed::<Engine>(seed, sink);
-    println!("seed {seed}: digest {:016x}, {:?}", report.digest, report.tally);
+    println!(
+        "seed {seed}: digest {:016x}, {}; faults: {}",
+        report.digest,
+        counts(&report.tally),
+        report.tally.faults
+    );
     match report.result {
         Ok(()) => ExitCode::SUCCESS,
         Err(violation) => {
@@ -243,15 +253,11 @@ fn run(options: &Options) -> ExitCode {
     let tally = summary.tally;
     let per_hour = |count: u64| count as f64 * 3600.0 / seconds;
     println!(
-        "{} worlds, {} crash points, {} operations, {} laps of the log, {} hits of the \
-         memory tier, {} failures in {seconds:.1} s; per hour {:.0} worlds, {:.0} crash points, \
+        "{} worlds, {}, {} failures in {seconds:.1} s; per hour {:.0} worlds, {:.0} crash points, \
          {:.0} operations, {:.0} failures\n\
          faults: {}",
         summary.worlds,
-        tally.crash_points,
-        tally.operations,
-        tally.laps,
-        tally.tier_hits,
+        counts(&tally),
         summary.failures.len(),
         per_hour(summary.worlds),
         per_hour(tally.crash_points),
@@ -260,6 +266,15 @@ fn run(options: &Options) -> ExitCode {
         tally.faults,
     );
     if summary.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// What happened in one world or many.
+fn counts(tally: &Tally) -> String {
+    let Tally { crash_points, operations, laps, tier_hits, .. } = tally;
+    format!(
+        "{crash_points} crash points, {operations} operations, {laps} laps of the log, \
+         {tier_hits} hits of the memory tier"
+    )
 }
 
 /// Appends a failing seed to a file, so that it is not lost when the terminal is.

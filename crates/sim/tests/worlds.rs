@@ -24,7 +24,7 @@ fn regression_seeds() -> impl Iterator<Item = u64> {
 fn production_engine() {
     for seed in regression_seeds() {
         let report = run_seed::<Engine>(seed, Sink::Digest);
-        assert_eq!(report.result, Ok(()), "regression: replay with `ringfence-sim {seed} --trace`");
+        assert_eq!(report.result, Ok(()), "regression: replay with `npm run sim -- {seed}`");
     }
     let crash_points = AtomicU64::new(0);
     let Summary { worlds, tally, failures } = run_many::<Engine>(
