@@ -2,7 +2,7 @@
 
 mod bench;
 
-use bench::Bench;
+use bench::{Bench, EXPORT_BLOCKS};
 use ringfence_cache::counters::ExportCounter;
 use ringfence_cache::{Command, Control, ExportSlot, Mode, Notice, Order, RequestError};
 
@@ -178,7 +178,8 @@ fn relaxed_destage_passes_over_damage_and_the_block_stays_lost() {
 
 #[test]
 fn a_newer_version_of_the_same_epoch_pays_the_debt() {
-    let mut bench = Bench::new(&[STRICT]);
+    // A log in which an epoch of more than a batch is not ended by itself (rule 14).
+    let mut bench = Bench::with_segments(20, &[STRICT], EXPORT_BLOCKS, 0);
     bench.write_block(3, 4);
     // More than a batch lies between them.
     for at in 0..4 {

@@ -16,7 +16,8 @@ use std::collections::BTreeMap;
 
 pub const EXPORT_BLOCKS: u64 = 2048;
 pub const TIER_BLOCKS: u64 = 64;
-const DEVICE_BYTES: u64 = SEGMENTS_OFFSET + 13 * SEGMENT_BYTES_MIN;
+/// A small log, unless a test needs a larger one.
+const SEGMENTS: u64 = 13;
 const TICKETS: u32 = 16;
 const WINDOW_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
 const EIO: IoError = IoError::Failed { errno: 5 };
@@ -155,7 +156,18 @@ impl Bench {
 
     /// Exports and a memory tier of so many blocks.
     pub fn sized(exports: &[(Mode, Order)], export_blocks: u64, tier_blocks: u64) -> Self {
-        let mut disk = Disk { bytes: vec![0; DEVICE_BYTES as usize], flushed: None };
+        Self::with_segments(SEGMENTS, exports, export_blocks, tier_blocks)
+    }
+
+    /// The same on a device of so many segments.
+    pub fn with_segments(
+        segments: u64,
+        exports: &[(Mode, Order)],
+        export_blocks: u64,
+        tier_blocks: u64,
+    ) -> Self {
+        let device_bytes = SEGMENTS_OFFSET + segments * SEGMENT_BYTES_MIN;
+        let mut disk = Disk { bytes: vec![0; device_bytes as usize], flushed: None };
         let options = FormatOptions {
             uuid: [7; 16],
             secret: *b"sixteen secrets!",
