@@ -72,6 +72,12 @@ const base = {
   cpuBelow: [],
 } as const;
 
+/** Of both ways to flush between many writes. */
+const FLUSHING_TARGETS: readonly Target[] = [
+  { peer: 'qemu-nbd', ratioMin: 2.0 },
+  { peer: 'bare device', ratioMin: 1.2 },
+];
+
 /** All jobs, in the order in which they run and are reported. */
 export const jobs: readonly Job[] = [
   {
@@ -97,10 +103,7 @@ export const jobs: readonly Job[] = [
     pattern: 'randwrite',
     flushEvery: 32,
     replayed: true,
-    targets: [
-      { peer: 'qemu-nbd', ratioMin: 2.0 },
-      { peer: 'bare device', ratioMin: 1.2 },
-    ],
+    targets: FLUSHING_TARGETS,
   },
   {
     ...base,
@@ -108,10 +111,7 @@ export const jobs: readonly Job[] = [
     title: 'the same as `fio --fsync=32` sends it, many flushes after each 32',
     pattern: 'randwrite',
     flushEvery: 32,
-    targets: [
-      { peer: 'qemu-nbd', ratioMin: 2.0 },
-      { peer: 'bare device', ratioMin: 1.2 },
-    ],
+    targets: FLUSHING_TARGETS,
   },
   {
     ...base,
