@@ -81,6 +81,11 @@ pub struct WalkedSegment {
 /// What the newest headers say of the whole log.
 #[derive(Clone, Debug)]
 pub struct LogFacts {
+    /// The newest life: the superblock's, or one that the log has records of, should the device
+    /// have lost what that life's start wrote to both superblocks.
+    pub incarnation: u64,
+    /// That life's first sequence.
+    first_sequence: u64,
     /// The oldest sequence that counts (rule 2: the largest found).
     pub tail: u64,
     /// The highest sequence that is known to have been durable (rule 4).
@@ -94,16 +99,28 @@ pub struct LogFacts {
 }
 
 impl LogFacts {
-    /// What a superblock says. What its incarnation found was read after a flush (rule 1), so all
-    /// of it was durable.
+    /// What a superblock says.
     fn new(superblock: &Superblock) -> Self {
-        let (incarnation, first) = (superblock.incarnation.get(), superblock.first_sequence.get());
-        Self {
+        let mut facts = Self {
+            incarnation: 0,
+            first_sequence: 0,
             tail: superblock.tail.get(),
-            durable: first.saturating_sub(1),
+            durable: 0,
             watermarks: superblock.watermarks.map(U64::get),
             strays: 0,
-            first_sequences: BTreeMap::from([(incarnation, first)]),
+            first_sequences: BTreeMap::new(),
+        };
+        facts.note_life(superblock.incarnation.get(), superblock.first_sequence.get());
+        facts
+    }
+
+    /// There was a life with this first sequence. What it found below was read after a flush
+    /// (rule 1), so all of that was durable.
+    fn note_life(&mut self, incarnation: u64, first_sequence: u64) {
+        self.first_sequences.entry(incarnation).or_insert(first_sequence);
+        if incarnation > self.incarnation {
+            (self.incarnation, self.first_sequence) = (incarnation, first_sequence);
+            self.durable = self.durable.max(first_sequence.saturating_sub(1));
         }
     }
 
@@ -192,10 +209,10 @@ impl<'a> Scanner<'a> {
                 found.extend(self.identify(segment, heads, &mut facts)?);
             }
         }
-        self.look_behind_the_end(&found, &mut facts)?;
         for segment in &found {
-            facts.first_sequences.entry(segment.incarnation).or_insert(segment.first_sequence);
+            facts.note_life(segment.incarnation, segment.first_sequence);
         }
+        self.look_behind_the_end(&found, &mut facts)?;
         found.sort_by_key(|segment| (segment.sequence_first, segment.incarnation));
         Ok((found, facts))
     }
@@ -226,7 +243,6 @@ impl<'a> Scanner<'a> {
         let expectation = HeaderExpectation {
             cache_uuid: &self.superblock.cache_uuid,
             secret: &self.superblock.secret,
-            incarnation_max: self.superblock.incarnation.get(),
             device_offset: geometry.device_offset(geometry.address(segment, offset)),
             payload_blocks_max: (geometry.payload_blocks - offset - 1) as usize,
         };
@@ -247,7 +263,6 @@ impl<'a> Scanner<'a> {
             footer,
             &self.superblock.cache_uuid,
             &self.superblock.secret,
-            self.superblock.incarnation.get(),
             segment,
             self.geometry.segments,
             self.geometry.footer_bytes() as usize,
@@ -373,14 +388,13 @@ impl<'a> Scanner<'a> {
 
     /// Looks behind the newest end of the log for headers that say that what is missing there was
     /// durable: without them, one lost write would pass for the end of the log, and take flushed
-    /// data with it (decision 0013). What earlier lives wrote is known from the superblock.
+    /// data with it (decision 0013). What earlier lives wrote is known from the newest life.
     fn look_behind_the_end(
         &mut self,
         found: &[FoundSegment],
         facts: &mut LogFacts,
     ) -> Result<(), StorageError> {
-        let incarnation = self.superblock.incarnation.get();
-        let first_sequence = self.superblock.first_sequence.get();
+        let (incarnation, first_sequence) = (facts.incarnation, facts.first_sequence);
         let newest = |counts: &dyn Fn(&FoundSegment) -> bool| {
             found.iter().filter(|segment| counts(segment)).map(|segment| segment.segment_use).max()
         };

@@ -3,9 +3,11 @@
 mod bench;
 
 use bench::Bench;
-use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, WRITE_BLOCKS_MAX, footer_bytes};
+use ringfence_cache::limits::{
+    SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, WRITE_BLOCKS_MAX, footer_bytes,
+};
 use ringfence_cache::units::BLOCK_BYTES;
-use ringfence_cache::{Mode, OpenError, Order};
+use ringfence_cache::{CopyState, Mode, OpenError, Order, check};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const MIB: u64 = 1 << 20;
@@ -113,5 +115,41 @@ fn a_loss_is_accepted_once_and_no_other_with_it() {
         let block = bench.disk.blocks_of(8)[0];
         lose(&mut bench, block - BLOCK_BYTES, 1);
         assert!(matches!(bench.try_restart(), Err(OpenError::DurableDamaged { .. })));
+    }
+}
+
+/// The device loses what a start, or several, wrote to both superblocks: the lives that followed
+/// are known from their records.
+#[test]
+fn lives_that_both_superblocks_lack_are_known_from_the_log() {
+    for lives in 1..=3u8 {
+        let mut bench = Bench::new(&[STRICT]);
+        bench.write_block(0, 1);
+        bench.flush().expect("flushed");
+        let superblocks = SUPERBLOCK_OFFSETS.map(|offset| {
+            let offset = offset as usize;
+            (offset, bench.disk.bytes[offset..][..BLOCK_BYTES].to_vec())
+        });
+        let first_life = bench.try_restart().expect("an open cache").incarnation;
+        for life in 1..=lives {
+            bench.write_block(u64::from(life), life + 1);
+            bench.flush().expect("flushed");
+            if life < lives {
+                bench.restart();
+            }
+        }
+        for (offset, bytes) in superblocks {
+            bench.disk.bytes[offset..][..BLOCK_BYTES].copy_from_slice(&bytes);
+        }
+        let report = check(&mut bench.disk).expect("a cache");
+        let lacking = report.findings.iter().filter(|f| f.structure == "superblock");
+        assert_eq!(lacking.count(), 2, "{:?}", report.findings);
+        assert!(report.superblocks.iter().all(|copy| copy.state == CopyState::Older));
+
+        let recovery = bench.try_restart().expect("an open cache");
+        assert_eq!(recovery.incarnation, first_life + u64::from(lives), "a life of its own");
+        let all: Vec<_> = (1..=lives + 1).map(Some).collect();
+        assert_eq!(bench.read(0, all.len() as u64), all);
+        assert_eq!(check(&mut bench.disk).expect("a cache").findings, [], "written anew");
     }
 }

@@ -60,8 +60,9 @@ pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
     let (mut found, facts) = scanner.scan()?;
     let survey = survey(&mut scanner, &table, &mut found, &facts)?;
     let life_has_records = found.iter().any(|s| s.incarnation == superblock.incarnation.get());
-    let superblocks =
+    let mut superblocks =
         check_superblocks(scanner.storage, &superblock, life_has_records, &mut findings)?;
+    note_lost_superblocks(&superblock, &facts, &mut superblocks, &mut findings);
     let export_tables = check_export_tables(scanner.storage, &superblock, &table, &mut findings)?;
     note_losses(&survey, &found, geometry, &mut findings);
     let mut records = RecordCheck::new(&mut scanner, &table, &survey, &facts, &mut findings);
@@ -77,7 +78,7 @@ pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
         device_bytes: superblock.device_bytes.get(),
         segment_bytes,
         segments: superblock.segments.get(),
-        incarnation: superblock.incarnation.get(),
+        incarnation: facts.incarnation,
         superblocks,
         export_tables,
         log,
@@ -142,6 +143,31 @@ fn check_superblocks(
         findings.push(finding);
     }
     Ok(checked)
+}
+
+/// Names that neither superblock has what the start of the newest life wrote to both.
+fn note_lost_superblocks(
+    superblock: &Superblock,
+    facts: &LogFacts,
+    checked: &mut [CheckedCopy; 2],
+    findings: &mut Vec<Finding>,
+) {
+    let (life, newest_life) = (superblock.incarnation.get(), facts.incarnation);
+    if life == newest_life {
+        return;
+    }
+    for copy in checked.iter_mut().filter(|copy| copy.state == CopyState::Intact) {
+        copy.state = CopyState::Older;
+        findings.push(Finding {
+            severity: Severity::Damage,
+            structure: "superblock",
+            offset_bytes: Some(copy.offset_bytes),
+            export: None,
+            blocks: None,
+            problem: format!("life {life}, while the log has records of life {newest_life}"),
+            meaning: "the log says what it lacks: nothing is lost, and the next start writes it anew",
+        });
+    }
 }
 
 /// Compares the two slots of the export table. They differ only while one is being written.

@@ -139,7 +139,6 @@ impl Footer {
         room: &[u8],
         cache_uuid: &Uuid,
         secret: &Uuid,
-        incarnation_max: u64,
         segment: u64,
         segments: u64,
         room_bytes: usize,
@@ -157,9 +156,6 @@ impl Footer {
             return Err(Mismatch::Bounds { field: "reserved", found: 1 });
         }
         let incarnation = footer.incarnation.get();
-        if incarnation > incarnation_max {
-            return Err(Mismatch::Bounds { field: "incarnation", found: incarnation });
-        }
         expect_field("nonce", footer.nonce.get(), incarnation_nonce(secret, incarnation))?;
         expect_field("segment", footer.segment_use.get() % segments, segment)?;
         let length = footer.summary_bytes.get() as usize;

@@ -259,8 +259,6 @@ pub struct HeaderExpectation<'a> {
     pub cache_uuid: &'a Uuid,
     /// The cache's secret, which the nonce is derived from.
     pub secret: &'a Uuid,
-    /// The newest incarnation known to the superblock.
-    pub incarnation_max: u64,
     /// Where the header was read.
     pub device_offset: u64,
     /// Blocks of payload that still fit the segment behind it.
@@ -332,9 +330,6 @@ impl RecordHeader {
         }
         expect_field("device offset", header.device_offset.get(), expectation.device_offset)?;
         let incarnation = header.incarnation.get();
-        if incarnation > expectation.incarnation_max {
-            return Err(Mismatch::Bounds { field: "incarnation", found: incarnation });
-        }
         let nonce = super::incarnation_nonce(expectation.secret, incarnation);
         expect_field("nonce", header.nonce.get(), nonce)?;
         let (entries, blocks) =
