@@ -18,6 +18,7 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use zerocopy::FromBytes;
 
 /// Damages of one world, so that something is left to be read.
@@ -44,6 +45,8 @@ pub struct Damage {
     records: BTreeMap<u64, Written>,
     /// By sequence: the moment it was written, and in which use of a segment.
     moments: BTreeMap<u64, (u64, u64)>,
+    /// Writes that land elsewhere, until they have been flushed, and the pages where they do.
+    misdirected: Vec<(WriteSerial, Range<u64>)>,
 }
 
 impl Damage {
@@ -115,6 +118,7 @@ impl World {
         }
         let moment = self.checker.history.now();
         self.damage.note_records(offset, bytes, moment);
+        self.note_threatened(offset / BLOCK_BYTES_U64, bytes);
         let faults = self.scenario.faults;
         let pages = (bytes.len() / BLOCK_BYTES) as u64;
         let in_log = offset >= SEGMENTS_OFFSET;
@@ -131,10 +135,11 @@ impl World {
                 format!("the write at {offset} lands at {wrong}")
             });
             self.note_damage(offset / BLOCK_BYTES_U64, bytes);
-            for page in wrong / BLOCK_BYTES_U64..wrong / BLOCK_BYTES_U64 + pages {
-                self.note_content(page);
-            }
-            return self.device.submit_write(wrong, bytes);
+            let landing = wrong / BLOCK_BYTES_U64..wrong / BLOCK_BYTES_U64 + pages;
+            landing.clone().for_each(|page| self.note_content(page));
+            let serial = self.device.submit_write(wrong, bytes);
+            self.damage.misdirected.push((serial, landing));
+            return serial;
         }
         self.device.submit_write(offset, bytes)
     }
@@ -188,6 +193,21 @@ impl World {
     fn note_content(&mut self, page: u64) {
         for bytes in self.device.contents_of(page) {
             self.note_damage(page, &bytes[..]);
+        }
+    }
+
+    /// Notes what of a write an earlier one that lands elsewhere may replace: until that is flushed,
+    /// completions and a power cut may put it last.
+    fn note_threatened(&mut self, first: u64, bytes: &[u8]) {
+        let end = first + (bytes.len() / BLOCK_BYTES) as u64;
+        let device = &self.device;
+        self.damage.misdirected.retain(|(serial, _)| device.is_pending(*serial));
+        let landings = self.damage.misdirected.iter().map(|(_, landing)| landing);
+        let common = landings.map(|landing| first.max(landing.start)..end.min(landing.end));
+        for pages in common.filter(|pages| !pages.is_empty()).collect::<Vec<_>>() {
+            let [start, end] =
+                [pages.start, pages.end].map(|page| (page - first) as usize * BLOCK_BYTES);
+            self.note_damage(pages.start, &bytes[start..end]);
         }
     }
 
@@ -256,7 +276,6 @@ impl World {
             let expectation = HeaderExpectation {
                 cache_uuid: &superblock.cache_uuid,
                 secret: &superblock.secret,
-                incarnation_max: superblock.incarnation.get(),
                 device_offset: page * BLOCK_BYTES_U64,
                 payload_blocks_max: (payload_pages - in_segment - 1) as usize,
             };

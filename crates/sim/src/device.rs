@@ -337,6 +337,12 @@ impl SimDevice {
         self.serials
     }
 
+    /// Whether a power cut could undo a write now.
+    #[must_use]
+    pub fn is_pending(&self, serial: WriteSerial) -> bool {
+        self.pending.iter().any(|write| write.serial == serial)
+    }
+
     /// How many writes a power cut could undo now.
     #[must_use]
     pub fn pending_writes(&self) -> usize {
