@@ -19,6 +19,8 @@ export interface Results {
   readonly machine: readonly string[];
   readonly roundsWanted: number;
   readonly seconds: number;
+  /** What others might use of one CPU in a round that is kept. */
+  readonly foreignMax: number;
   readonly series: readonly Series[];
   readonly sustained: { readonly perSecond: number; readonly seconds: number } | null;
 }
@@ -141,7 +143,9 @@ function placementSection(results: Results, placement: Placement): string[] {
 /** The generated part of the page. */
 export function renderResults(results: Results): string {
   const placements = [...new Set(results.series.map(({ placement }) => placement))];
-  const kept = results.series.reduce((total, { rounds }) => total + rounds.length, 0);
+  const kept = results.series.flatMap(({ rounds }) => rounds);
+  const foreign = kept.map((round) => round.foreignShare);
+  const percent = (share: number) => `${(100 * share).toFixed(0)} %`;
   const discarded = results.series.reduce((total, one) => total + one.discarded, 0);
   const sustained =
     results.sustained === null
@@ -155,8 +159,10 @@ export function renderResults(results: Results): string {
         ];
   return [
     ...results.machine.map((fact) => `- ${fact}`),
-    `- ${results.roundsWanted} interleaved rounds of ${results.seconds} s; ${kept} kept, ` +
-      `${discarded} discarded for foreign load`,
+    `- ${results.roundsWanted} interleaved rounds of ${results.seconds} s; ${kept.length} kept, in ` +
+      `which others used ${percent(median(foreign))} of a CPU (median; at most ` +
+      `${percent(Math.max(...foreign))}); ${discarded} discarded at more than ` +
+      percent(results.foreignMax),
     ...['', ...sustained],
     ...placements.flatMap((placement) => placementSection(results, placement)),
   ].join('\n');

@@ -8,20 +8,20 @@ if (job === undefined) throw new Error('there is no job of random writes');
 
 function series(server: Series['server'], rates: readonly number[], cpuUs: number): Series {
   const rounds = rates.map(
-    (perSecond): Round => ({
+    (perSecond, turn): Round => ({
       perSecond,
       bytesPerSecond: perSecond * 4096,
       flushes: 0,
       serverCpuUs: cpuUs,
       medianUs: 100,
       p99Us: 200,
-      foreignShare: 0,
+      foreignShare: turn / 20,
       hitShare: null,
       ring: null,
     }),
   );
   if (job === undefined) throw new Error('unreachable');
-  return { placement: 'pinned', job, server, rounds, discarded: 0 };
+  return { placement: 'pinned', job, server, rounds, discarded: 1 };
 }
 
 function render(own: readonly number[], cpuUs: number): string {
@@ -29,6 +29,7 @@ function render(own: readonly number[], cpuUs: number): string {
     machine: ['a machine'],
     roundsWanted: 3,
     seconds: 3,
+    foreignMax: 0.25,
     series: [
       series('ringfence', own, cpuUs),
       series('nbdkit null', [100, 300, 200], 5),
@@ -54,6 +55,11 @@ test('a target that is missed is shown as missed', (t) => {
   const page = render([100, 100, 100], 9);
   t.regex(page, /\| 1\.00 of nbdkit null \| 0\.50 \| \*\*no\*\* \|/);
   t.regex(page, /\| below qemu-nbd \| 9\.00 against 8\.00 µs \| \*\*no\*\* \|/);
+});
+
+test('the page says how much of the machine others had', (t) => {
+  const line = '12 kept, in which others used 5 % of a CPU (median; at most 10 %); 4 discarded';
+  t.true(render([1, 2, 3], 1).includes(`3 s; ${line} at more than 25 %`));
 });
 
 test('results replace what stands between the marks and nothing else', (t) => {
