@@ -4,7 +4,10 @@ mod bench;
 
 use bench::{Bench, Disk, EXPORT_BLOCKS};
 use ringfence_cache::counters::{Counter, ExportCounter};
-use ringfence_cache::limits::{EXPORTS_MAX, SEGMENT_BYTES_MIN, SUPERBLOCK_OFFSETS};
+use ringfence_cache::limits::{
+    EXPORTS_MAX, SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, footer_bytes,
+};
+use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
     Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError,
 };
@@ -12,6 +15,7 @@ use ringfence_cache::{
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 /// Blocks that a leaf of the index maps.
 const LEAF_BLOCKS: u64 = 512;
+const STEP: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Operation {
@@ -24,12 +28,19 @@ enum Operation {
 struct Watched {
     disk: Disk,
     done: Vec<Operation>,
+    /// The blocks that were read, each as often as it was.
+    blocks_read: Vec<u64>,
     changes_left: usize,
 }
 
 impl Watched {
     fn new(disk: &Disk) -> Self {
-        Self { disk: disk.clone(), done: Vec::new(), changes_left: usize::MAX }
+        Self {
+            disk: disk.clone(),
+            done: Vec::new(),
+            blocks_read: Vec::new(),
+            changes_left: usize::MAX,
+        }
     }
 
     fn change(&mut self, operation: Operation) -> Result<(), StorageError> {
@@ -52,6 +63,10 @@ impl Storage for Watched {
 
     fn read(&mut self, pieces: &mut [ReadPiece<'_>]) -> Result<(), StorageError> {
         self.done.push(Operation::Read);
+        for piece in pieces.iter() {
+            let first = piece.offset / BLOCK_BYTES_U64;
+            self.blocks_read.extend((first..).take(piece.into.len() / BLOCK_BYTES));
+        }
         self.disk.read(pieces)
     }
 
@@ -88,6 +103,40 @@ fn a_flush_comes_first_and_the_new_life_last_in_one_superblock_after_the_other()
         [second, Operation::Flush, first, Operation::Flush],
     ];
     assert!(orders.iter().any(|order| order == last), "rule 5: {last:?}");
+}
+
+/// Seven steps of 257 blocks fill two segments and a third of another one.
+#[test]
+fn after_a_start_all_segments_have_footers_and_the_next_reads_none_of_their_records() {
+    let mut bench = Bench::new(&[STRICT]);
+    for step in 0..7 {
+        bench.write(0, step * STEP, STEP, 1).expect("written");
+    }
+    bench.flush().expect("flushed");
+    let footer_at = SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN);
+    // Of the segments with records, by segment: how many blocks of records were read.
+    let record_blocks = |watched: &Watched| {
+        let mut blocks = [0; 3];
+        for block in &watched.blocks_read {
+            let Some(offset) = (block * BLOCK_BYTES_U64).checked_sub(SEGMENTS_OFFSET) else {
+                continue;
+            };
+            let (segment, at) = (offset / SEGMENT_BYTES_MIN, offset % SEGMENT_BYTES_MIN);
+            if segment < 3 && at < footer_at {
+                blocks[segment as usize] += 1;
+            }
+        }
+        blocks
+    };
+    let mut first = Watched::new(&bench.disk);
+    bench.open_on(&mut first).expect("an open cache");
+    assert!(record_blocks(&first)[2] > 257, "the last one is walked: {:?}", record_blocks(&first));
+    for _ in 0..2 {
+        let mut later = Watched::new(&first.disk);
+        bench.open_on(&mut later).expect("an open cache");
+        assert_eq!(record_blocks(&later), [1; 3], "the first block of each");
+        first = later;
+    }
 }
 
 #[test]
