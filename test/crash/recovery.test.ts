@@ -37,8 +37,8 @@ const SEGMENTS_OFFSET = MIB;
 const SEGMENTS = Math.floor((CACHE_MIB - 1) / SEGMENT_MIB);
 const FOOTER = { bytes: 1152, magic: 'rffo', magicAt: 4, summaryBytesAt: 88 };
 const SEGMENTS_WITHOUT_FOOTER = 4;
-/** Superblocks, export table, and a look at the segment that would follow. */
-const UNRELATED_BYTES = 3 * MIB;
+/** Superblocks and export table. */
+const UNRELATED_BYTES = MIB;
 /** What looking behind the end of the log reads at most (docs/decisions/0013). */
 const SEARCHED_SEGMENTS = 2;
 

@@ -11,7 +11,7 @@ use crate::format::{
     Superblock, checksum,
 };
 use crate::geometry::Geometry;
-use crate::limits::{EXPORTS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX, WRITE_BLOCKS_MAX};
+use crate::limits::{EXPORTS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX};
 use crate::storage::{ReadPiece, Storage, StorageError};
 use crate::units::BLOCK_BYTES;
 use std::collections::BTreeMap;
@@ -26,9 +26,6 @@ const BATCH_SEGMENTS: u64 = 64;
 const BATCH_FOOTER_BYTES: u64 = 16 << 20;
 /// Blocks that a walk reads at a time.
 const WINDOW_BLOCKS: u32 = 64;
-/// Where nothing of this life is found, so many blocks of its first segment are searched: no
-/// further than behind the longest write, should that be what is lost.
-const START_BLOCKS: u32 = WRITE_BLOCKS_MAX + 1;
 
 /// One segment with records.
 #[derive(Debug)]
@@ -415,14 +412,10 @@ impl<'a> Scanner<'a> {
                 let goes_on = own(segment_use + 1)
                     .is_some_and(|next| next.sequence_first == segment.sequence_last + 1);
                 if let Some(walked) = segment.walked.as_ref().filter(|_| !goes_on) {
-                    let end = self.geometry.payload_blocks;
-                    self.search(writer, walked.end_blocks..end, facts)?;
+                    self.search(writer, walked.end_blocks, facts)?;
                 }
             } else {
-                // A life that has left nothing anywhere most likely has written nothing.
-                let has_written = found.iter().any(is_own);
-                let end = if has_written { self.geometry.payload_blocks } else { START_BLOCKS };
-                self.search(writer, 0..end, facts)?;
+                self.search(writer, 0, facts)?;
             }
             // A segment in which nothing is left is the last: the next would have been opened
             // only when it was full.
@@ -433,17 +426,16 @@ impl<'a> Scanner<'a> {
         Ok(())
     }
 
-    /// Searches some blocks of a segment for headers of one use; from one that is found on, all
-    /// that follow.
+    /// Searches a segment for headers of one use, from a block on.
     fn search(
         &mut self,
         writer: Writer,
-        blocks: Range<u32>,
+        first: u32,
         facts: &mut LogFacts,
     ) -> Result<(), StorageError> {
         let segment = writer.segment_use % self.geometry.segments;
-        let Range { start: mut at, mut end } = blocks;
-        while at < end {
+        let mut at = first;
+        while at < self.geometry.payload_blocks {
             self.load(segment, at)?;
             let block = self.block(at);
             // Payload and what an earlier use left are told by a look, not by a checksum.
@@ -457,7 +449,6 @@ impl<'a> Scanner<'a> {
             facts.strays += 1;
             facts.durable = facts.durable.max(header.durable.get());
             at += 1 + u32::from(header.payload_blocks.get());
-            end = self.geometry.payload_blocks;
         }
         Ok(())
     }

@@ -64,6 +64,18 @@ fn the_longest_write_lost_at_the_start_of_the_newest_segment_is_not_taken_for_it
     is_refused(&mut bench, 1);
 }
 
+/// Two lost writes of 257 blocks: what is left of the life lies further behind than one write reaches.
+#[test]
+fn what_is_left_of_a_life_may_lie_anywhere_in_its_first_segment() {
+    let mut bench = Bench::new(&[STRICT]);
+    for step in 0..3 {
+        bench.write(0, step * MIB, MIB, 1).expect("written");
+        bench.flush().expect("flushed");
+    }
+    lose(&mut bench, SEGMENTS_OFFSET as usize, 2 * 257);
+    is_refused(&mut bench, 1);
+}
+
 /// Three records of 257 blocks in each of two segments, each flushed. The last of the first segment
 /// rots before it has a footer, and of the second only the last is left to say that it was durable.
 #[test]
