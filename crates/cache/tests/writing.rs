@@ -236,6 +236,26 @@ fn a_trim_zeroes_whole_blocks_and_leaves_partial_edges_alone() {
 }
 
 #[test]
+fn writes_that_wait_for_the_cache_device_do_not_send_older_ones_to_the_origin() {
+    let mut bench = Bench::with_segments(64, &[STRICT], 64 * 256, 0);
+    bench.write_block(0, 1);
+    bench.flush().expect("flushed");
+    bench.faults.hold_device_writes = true;
+    let steps = (0..12).map(|step| bench.begin_write_to(0, step << 20, 1 << 20, 2));
+    let last = steps.last().expect("a ticket");
+    bench.settle();
+    assert_eq!(bench.answer(last), None, "the memory for the log is full");
+    bench.pass(SECOND / 4);
+    assert_eq!(bench.origin_log, [], "nothing is old, the log is nearly empty");
+    bench.release_device_writes();
+    bench.settle();
+    assert_eq!(bench.answer(last).map(|answer| answer.result), Some(Ok(())));
+    assert_eq!(bench.origin_log, []);
+    bench.pass(10 * SECOND);
+    assert!(!bench.origin_log.is_empty(), "in its own time");
+}
+
+#[test]
 fn what_is_being_fetched_is_not_destaged() {
     let mut bench = Bench::new(&[STRICT]);
     bench.faults.hold_origin_reads = true;

@@ -351,18 +351,14 @@ impl Log {
             return Err(NoRoom);
         }
         self.close_segment();
-        // The new image takes the frames of the oldest one: its records and its footer must have
-        // left them. A footer waits for a flush (rule 8), so ask for one.
-        let pool_segments = self.geometry.pool_segments;
-        let oldest_leaves = |f: &PendingFooter| f.segment_use + pool_segments <= self.next_use;
-        if self.footers.front().is_some_and(oldest_leaves)
-            || self.footers.len() >= SEGMENTS_WITHOUT_FOOTER_MAX
-        {
+        if self.footers_are_due() {
+            // A footer waits for a flush (rule 8), so ask for one.
             self.want_durable(self.newest());
             return Err(NoRoom);
         }
         let segment_use = self.next_use;
         self.next_use += 1;
+        let pool_segments = self.geometry.pool_segments;
         self.pool_floor = self.pool_floor.max(self.next_use.saturating_sub(pool_segments));
         self.segments[self.geometry.segment(segment_use)] =
             SegmentInfo { sequence_first: self.next_sequence, ..SegmentInfo::default() };
@@ -374,6 +370,22 @@ impl Log {
             epochs: exports.epochs(),
         });
         Ok(())
+    }
+
+    /// Whether no segment can be opened before footers have been written: the new image takes the
+    /// frames of the oldest one, whose records and footer must have left them.
+    fn footers_are_due(&self) -> bool {
+        let pool_segments = self.geometry.pool_segments;
+        let oldest_leaves = |f: &PendingFooter| f.segment_use + pool_segments <= self.next_use;
+        self.footers.front().is_some_and(oldest_leaves)
+            || self.footers.len() >= SEGMENTS_WITHOUT_FOOTER_MAX
+    }
+
+    /// Whether the log has room on the device, and only the memory that it is written from is full
+    /// of what is still on its way there.
+    pub fn waits_for_device(&self) -> bool {
+        self.segments_free() > u64::from(SEGMENTS_RESERVED)
+            && (self.closed.is_full() || self.footers_are_due())
     }
 
     /// Closes the open segment; its footer is due once a flush covers its records.

@@ -82,6 +82,8 @@ impl Disk {
 pub struct Faults {
     /// Origin reads do not end.
     pub hold_origin_reads: bool,
+    /// Writes of the cache device wait to be released.
+    pub hold_device_writes: bool,
     /// Origin reads fail.
     pub origin_reads: bool,
     /// Origin writes and flushes fail.
@@ -286,6 +288,9 @@ impl Bench {
                 done.push((io, self.device_read(offset as usize, buffer)));
             }
             Effect::DeviceWrite { io, offset, buffer } => {
+                if self.faults.hold_device_writes {
+                    return self.held.push(effect);
+                }
                 let engine = self.engine.as_mut().expect("open");
                 let bytes = engine.reserve().bytes(buffer);
                 let result = if self.faults.device_writes { Err(EIO) } else { Ok(()) };
@@ -412,6 +417,16 @@ impl Bench {
     /// The origin answers what it was asked.
     pub fn release_origin_reads(&mut self) {
         self.faults.hold_origin_reads = false;
+        self.release_held();
+    }
+
+    /// The cache device takes what it was given.
+    pub fn release_device_writes(&mut self) {
+        self.faults.hold_device_writes = false;
+        self.release_held();
+    }
+
+    fn release_held(&mut self) {
         let mut done = Vec::new();
         for effect in std::mem::take(&mut self.held) {
             self.execute(effect, &mut done);

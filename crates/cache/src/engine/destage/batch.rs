@@ -164,7 +164,7 @@ impl Engine {
     pub(super) fn destage_depth(&self, slot: ExportSlot) -> usize {
         let export = self.exports.get(slot);
         let active = self.now.monotonic_ns < self.last_request_ns.saturating_add(ACTIVE_NS);
-        let urgent = !export.room_waiters.is_empty()
+        let urgent = self.is_short_of_log(slot)
             || export.mode == Mode::Writethrough
             || export.dirty.log_blocks * 4 >= export.dirty_log_blocks_max * 3;
         if active && !urgent { DEPTH_WHILE_ACTIVE } else { DESTAGE_DEPTH_MAX }

@@ -232,9 +232,15 @@ impl Engine {
         self.log.want_durable(newest);
     }
 
-    /// Whether writes wait for room.
+    /// Whether writes wait for room that destage gives back.
     fn log_is_short(&self) -> bool {
-        self.exports.in_use().any(|slot| !self.exports.get(slot).room_waiters.is_empty())
+        self.exports.in_use().any(|slot| self.is_short_of_log(slot))
+    }
+
+    /// The same of one export. Where writes wait for the cache device to take older ones, destage
+    /// would only keep it longer: it reads from that device, and often writes to the same disk.
+    fn is_short_of_log(&self, slot: ExportSlot) -> bool {
+        !self.exports.get(slot).room_waiters.is_empty() && !self.log.waits_for_device()
     }
 
     fn assign_destager(&mut self, slot: ExportSlot) {
