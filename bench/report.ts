@@ -159,8 +159,8 @@ export function renderResults(results: Results): string {
         ];
   return [
     ...results.machine.map((fact) => `- ${fact}`),
-    `- ${results.roundsWanted} interleaved rounds of ${results.seconds} s; ${kept.length} kept, in ` +
-      `which others used ${percent(median(foreign))} of a CPU (median; at most ` +
+    `- ${results.roundsWanted} interleaved rounds of ${results.seconds} s; ${kept.length} kept, ` +
+      `in which others used ${percent(median(foreign))} of a CPU (median; at most ` +
       `${percent(Math.max(...foreign))}); ${discarded} discarded at more than ` +
       percent(results.foreignMax),
     ...['', ...sustained],

@@ -64,7 +64,7 @@ fn the_longest_write_lost_at_the_start_of_the_newest_segment_is_not_taken_for_it
     is_refused(&mut bench, 1);
 }
 
-/// Two lost writes of 257 blocks: what is left of the life lies further behind than one write reaches.
+/// Two lost writes of 257 blocks: what is left of the life lies behind what one write carries.
 #[test]
 fn what_is_left_of_a_life_may_lie_anywhere_in_its_first_segment() {
     let mut bench = Bench::new(&[STRICT]);

@@ -196,8 +196,8 @@ impl World {
         }
     }
 
-    /// Notes what of a write an earlier one that lands elsewhere may replace: until that is flushed,
-    /// completions and a power cut may put it last.
+    /// Notes what of a write an earlier one that lands elsewhere may replace: until that one is
+    /// flushed, completions and a power cut may put it last.
     fn note_threatened(&mut self, first: u64, bytes: &[u8]) {
         let end = first + (bytes.len() / BLOCK_BYTES) as u64;
         let device = &self.device;
