@@ -94,7 +94,7 @@ pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
         device_bytes: superblock.device_bytes.get(),
         segment_bytes,
         segments,
-        incarnation: facts.incarnation,
+        incarnation: facts.incarnation(),
         exports,
     })
 }

@@ -78,11 +78,6 @@ pub struct WalkedSegment {
 /// What the newest headers say of the whole log.
 #[derive(Clone, Debug)]
 pub struct LogFacts {
-    /// The newest life: the superblock's, or one that the log has records of, should the device
-    /// have lost what that life's start wrote to both superblocks.
-    pub incarnation: u64,
-    /// That life's first sequence.
-    first_sequence: u64,
     /// The oldest sequence that counts (rule 2: the largest found).
     pub tail: u64,
     /// The highest sequence that is known to have been durable (rule 4).
@@ -99,8 +94,6 @@ impl LogFacts {
     /// What a superblock says.
     fn new(superblock: &Superblock) -> Self {
         let mut facts = Self {
-            incarnation: 0,
-            first_sequence: 0,
             tail: superblock.tail.get(),
             durable: 0,
             watermarks: superblock.watermarks.map(U64::get),
@@ -115,10 +108,20 @@ impl LogFacts {
     /// (rule 1), so all of that was durable.
     fn note_life(&mut self, incarnation: u64, first_sequence: u64) {
         self.first_sequences.entry(incarnation).or_insert(first_sequence);
-        if incarnation > self.incarnation {
-            (self.incarnation, self.first_sequence) = (incarnation, first_sequence);
-            self.durable = self.durable.max(first_sequence.saturating_sub(1));
-        }
+        self.durable = self.durable.max(first_sequence.saturating_sub(1));
+    }
+
+    /// The newest life and its first sequence.
+    fn newest_life(&self) -> (u64, u64) {
+        let newest = self.first_sequences.last_key_value().expect("at least the superblock's");
+        (*newest.0, *newest.1)
+    }
+
+    /// The newest life: the superblock's, or one that the log has records of, should the device
+    /// have lost what that life's start wrote to both superblocks.
+    #[must_use]
+    pub fn incarnation(&self) -> u64 {
+        self.newest_life().0
     }
 
     /// A record is void from here on if a later incarnation started below it (rule 3).
@@ -391,7 +394,7 @@ impl<'a> Scanner<'a> {
         found: &[FoundSegment],
         facts: &mut LogFacts,
     ) -> Result<(), StorageError> {
-        let (incarnation, first_sequence) = (facts.incarnation, facts.first_sequence);
+        let (incarnation, first_sequence) = facts.newest_life();
         let newest = |counts: &dyn Fn(&FoundSegment) -> bool| {
             found.iter().filter(|segment| counts(segment)).map(|segment| segment.segment_use).max()
         };

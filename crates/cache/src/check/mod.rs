@@ -78,7 +78,7 @@ pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
         device_bytes: superblock.device_bytes.get(),
         segment_bytes,
         segments: superblock.segments.get(),
-        incarnation: facts.incarnation,
+        incarnation: facts.incarnation(),
         superblocks,
         export_tables,
         log,
@@ -152,7 +152,7 @@ fn note_lost_superblocks(
     checked: &mut [CheckedCopy; 2],
     findings: &mut Vec<Finding>,
 ) {
-    let (life, newest_life) = (superblock.incarnation.get(), facts.incarnation);
+    let (life, newest_life) = (superblock.incarnation.get(), facts.incarnation());
     if life == newest_life {
         return;
     }

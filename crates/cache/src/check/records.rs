@@ -164,7 +164,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
         let offset = self.offset(segment.segment_use, self.scanner.geometry.payload_blocks);
         let superblock = self.scanner.superblock;
         let newest = self.survey.next_use.saturating_sub(1);
-        let may_lack = segment.incarnation == self.facts.incarnation
+        let may_lack = segment.incarnation == self.facts.incarnation()
             && segment.segment_use + SEGMENTS_WITHOUT_FOOTER_MAX as u64 >= newest;
         let resembles = segment.has_footer()
             || Footer::resembles(footer, &superblock.cache_uuid, segment.segment_use);
@@ -332,11 +332,11 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
         let superblock = self.scanner.superblock;
         let segment = segment_use % self.scanner.geometry.segments;
         if let Some(header) = self.scanner.header_in(segment, at, block).cloned() {
-            let is_next = header.incarnation.get() == self.facts.incarnation
+            let is_next = header.incarnation.get() == self.facts.incarnation()
                 && header.segment_use.get() == segment_use;
             return if is_next { self.unwritten_payload(&header, offset) } else { Ok(()) };
         }
-        let incarnation = self.facts.incarnation;
+        let incarnation = self.facts.incarnation();
         let nonce = incarnation_nonce(&superblock.secret, incarnation);
         if RecordHeader::resembles(block, &superblock.cache_uuid, offset, nonce) {
             let problem = "a record header was not written whole".into();

@@ -169,7 +169,7 @@ impl Engine {
             layout::write_export_table(storage, &mut table, table_slot)?;
         }
         // Rule 5: the new life is durable in both copies before its first record.
-        superblock.incarnation = U64::new(facts.incarnation + 1);
+        superblock.incarnation = U64::new(facts.incarnation() + 1);
         superblock.revision = U64::ZERO;
         superblock.first_sequence = U64::new(rebuild.expected);
         superblock.tail = U64::new(facts.tail.min(rebuild.expected));
