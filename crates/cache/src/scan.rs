@@ -13,7 +13,7 @@ use crate::format::{
 use crate::geometry::Geometry;
 use crate::limits::{EXPORTS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX};
 use crate::storage::{ReadPiece, Storage, StorageError};
-use crate::units::BLOCK_BYTES;
+use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use std::collections::BTreeMap;
 use std::ops::{Range, RangeInclusive};
 use zerocopy::FromBytes;
@@ -24,8 +24,10 @@ use zerocopy::little_endian::U64;
 const BATCH_SEGMENTS: u64 = 64;
 /// Room that footers which are read together may have.
 const BATCH_FOOTER_BYTES: u64 = 16 << 20;
-/// Blocks that a walk reads at a time.
-const WINDOW_BLOCKS: u32 = 64;
+/// Blocks that are read at a time where only the headers of long records are wanted.
+const WINDOW_BLOCKS_MIN: u32 = 16;
+/// The same where everything is read, one window after the other.
+const WINDOW_BLOCKS_MAX: u32 = 64;
 
 /// One segment with records.
 #[derive(Debug)]
@@ -182,6 +184,12 @@ struct Window {
     bytes: Vec<u8>,
 }
 
+impl Window {
+    fn covers(&self, segment: u64, at: u32) -> bool {
+        self.segment == segment && (self.first..self.first + self.blocks).contains(&at)
+    }
+}
+
 impl<'a> Scanner<'a> {
     /// Of a device that holds this cache.
     pub fn new(
@@ -295,12 +303,13 @@ impl<'a> Scanner<'a> {
     /// Makes sure that a block of a segment is in the window.
     fn load(&mut self, segment: u64, at: u32) -> Result<(), StorageError> {
         let window = &mut self.window;
-        let covered = window.first..window.first + window.blocks;
-        if window.segment == segment && covered.contains(&at) {
+        if window.covers(segment, at) {
             return Ok(());
         }
+        let goes_on = window.covers(segment, at.saturating_sub(WINDOW_BLOCKS_MIN));
+        let blocks = if goes_on { 2 * window.blocks } else { WINDOW_BLOCKS_MIN };
+        let blocks = blocks.min(WINDOW_BLOCKS_MAX).min(self.geometry.payload_blocks - at);
         window.blocks = 0;
-        let blocks = WINDOW_BLOCKS.min(self.geometry.payload_blocks - at);
         let length = blocks as usize * BLOCK_BYTES;
         if window.bytes.len() < length {
             window.bytes.resize(length, 0);
@@ -438,7 +447,13 @@ impl<'a> Scanner<'a> {
     ) -> Result<(), StorageError> {
         let segment = writer.segment_use % self.geometry.segments;
         let mut at = first;
-        while at < self.geometry.payload_blocks {
+        loop {
+            if !self.window.covers(segment, at) {
+                at = self.skip_zeroes(segment, at);
+            }
+            if at >= self.geometry.payload_blocks {
+                return Ok(());
+            }
             self.load(segment, at)?;
             let block = self.block(at);
             // Payload and what an earlier use left are told by a look, not by a checksum.
@@ -453,7 +468,14 @@ impl<'a> Scanner<'a> {
             facts.durable = facts.durable.max(header.durable.get());
             at += 1 + u32::from(header.payload_blocks.get());
         }
-        Ok(())
+    }
+
+    /// The first block of a segment from one on that the device does not know to be zeroes, if it
+    /// lies in the part for records; a block behind that part if not.
+    fn skip_zeroes(&mut self, segment: u64, at: u32) -> u32 {
+        let offset = self.geometry.device_offset(self.geometry.address(segment, at));
+        let zeroes = self.storage.data_from(offset).saturating_sub(offset) / BLOCK_BYTES_U64;
+        at.saturating_add(u32::try_from(zeroes).unwrap_or(u32::MAX))
     }
 
     /// Whether the payload of a record is what its header says.

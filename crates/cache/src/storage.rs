@@ -36,6 +36,12 @@ pub trait Storage {
     /// The first piece that could not be read.
     fn read(&mut self, pieces: &mut [ReadPiece<'_>]) -> Result<(), StorageError>;
 
+    /// Where the next block lies, from `offset` on, that may hold anything but zeroes; the end of
+    /// the device if there is none. A device that does not know answers `offset`.
+    fn data_from(&mut self, offset: u64) -> u64 {
+        offset
+    }
+
     /// Writes `bytes` at `offset`.
     ///
     /// # Errors

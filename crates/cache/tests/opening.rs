@@ -31,6 +31,8 @@ struct Watched {
     /// The blocks that were read, each as often as it was.
     blocks_read: Vec<u64>,
     changes_left: usize,
+    /// Whether it knows, as a sparse file does, where there are only zeroes.
+    knows_zeroes: bool,
 }
 
 impl Watched {
@@ -40,6 +42,7 @@ impl Watched {
             done: Vec::new(),
             blocks_read: Vec::new(),
             changes_left: usize::MAX,
+            knows_zeroes: false,
         }
     }
 
@@ -68,6 +71,15 @@ impl Storage for Watched {
             self.blocks_read.extend((first..).take(piece.into.len() / BLOCK_BYTES));
         }
         self.disk.read(pieces)
+    }
+
+    fn data_from(&mut self, offset: u64) -> u64 {
+        if !self.knows_zeroes {
+            return offset;
+        }
+        let blocks = self.disk.bytes[offset as usize..].chunks_exact(BLOCK_BYTES);
+        let zeroes = blocks.take_while(|block| block.iter().all(|byte| *byte == 0)).count();
+        offset + (zeroes * BLOCK_BYTES) as u64
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
@@ -319,4 +331,19 @@ fn exports_that_the_cache_cannot_take_are_refused_before_any_write() {
     bench.restart();
     assert_eq!(bench.read(0, 1), [Some(1)]);
     const { assert!(EXPORT_BLOCKS * 4096 == 8_388_608) };
+}
+
+/// The segment in use holds one record of eight blocks; the next one was never used.
+#[test]
+fn what_a_device_knows_to_be_zeroes_is_not_searched() {
+    let mut bench = dirty();
+    let mut ignorant = Watched::new(&bench.disk);
+    bench.open_on(&mut ignorant).expect("an open cache");
+    let mut knowing = Watched::new(&bench.disk);
+    knowing.knows_zeroes = true;
+    bench.open_on(&mut knowing).expect("an open cache");
+    assert_eq!(bench.read(7, 1), [Some(8)]);
+    let segment_blocks = SEGMENT_BYTES_MIN / BLOCK_BYTES_U64;
+    let (all, some) = (ignorant.blocks_read.len() as u64, knowing.blocks_read.len() as u64);
+    assert!(all - some > 3 * segment_blocks / 2, "{some} blocks instead of {all}");
 }

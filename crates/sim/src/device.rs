@@ -77,6 +77,19 @@ impl Image {
         self.chunks[index / CHUNK_PAGES].as_ref()?[index % CHUNK_PAGES].as_ref()
     }
 
+    /// The first page from one on that was ever written; the number of pages if there is none.
+    fn written_from(&self, index: usize) -> usize {
+        let mut index = index;
+        while index < self.pages {
+            match &self.chunks[index / CHUNK_PAGES] {
+                Some(chunk) if chunk[index % CHUNK_PAGES].is_some() => return index,
+                Some(_) => index += 1,
+                None => index = (index / CHUNK_PAGES + 1) * CHUNK_PAGES,
+            }
+        }
+        self.pages
+    }
+
     fn slot_mut(&mut self, index: usize) -> &mut Option<Rc<Page>> {
         let chunk = &mut self.chunks[index / CHUNK_PAGES];
         let chunk = chunk.get_or_insert_with(|| Rc::new([const { None }; CHUNK_PAGES]));
@@ -464,6 +477,10 @@ impl Storage for BlockingDevice<'_> {
             self.device.read(piece.offset, piece.into);
         }
         Ok(())
+    }
+
+    fn data_from(&mut self, offset: u64) -> u64 {
+        (self.device.live.written_from(page_index(offset)) * BLOCK_BYTES) as u64
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {

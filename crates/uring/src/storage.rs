@@ -1,10 +1,13 @@
 //! The cache device before the ring runs: blocking for whoever calls, batched underneath.
 
-use crate::device::Device;
+use crate::device::{Device, Kind};
 use crate::error::RuntimeError;
 use crate::memory::Mapping;
 use io_uring::{IoUring, opcode, types};
+use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{ReadPiece, Storage, StorageError};
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
 use std::io;
 use std::os::fd::AsRawFd;
 
@@ -132,6 +135,19 @@ impl Storage for DirectStorage {
         }
     }
 
+    fn data_from(&mut self, offset: u64) -> u64 {
+        // A filesystem knows what of a file was never written. What lies in the page cache, some
+        // have overlooked: it is not there where files are written past it.
+        if self.device.kind != Kind::File || !self.device.direct {
+            return offset;
+        }
+        match seek(&self.device.fd, SeekFrom::Data(offset)) {
+            Ok(data) => data - data % BLOCK_BYTES_U64,
+            Err(Errno::NXIO) => self.device.size_bytes,
+            Err(_) => offset,
+        }
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
         for (index, chunk) in bytes.chunks(SLOTS * SLOT_BYTES).enumerate() {
             let start = offset + (index * SLOTS * SLOT_BYTES) as u64;
@@ -207,6 +223,21 @@ mod tests {
         let mut beyond = vec![0; 8192];
         let past = storage.read_at(size - 4096, &mut beyond).expect_err("past the end");
         assert_eq!(past.operation, "read");
+        std::fs::remove_file(&path).expect("ours");
+    }
+
+    #[test]
+    fn a_file_knows_what_of_it_was_never_written() {
+        let path = std::env::temp_dir().join(format!("ringfence-sparse-{}", std::process::id()));
+        let (size, written) = (24 << 20, 8 << 20);
+        std::fs::File::create(&path).and_then(|file| file.set_len(size)).expect("a file");
+        let device = Device::open(&path, Role::Cache, Access::Exclusive).expect("opened");
+        let knows = device.direct;
+        let mut storage = DirectStorage::new(device).expect("storage");
+        storage.write(written, &[1; 4096]).expect("written");
+        let answers = [0, written, size - 4096].map(|offset| storage.data_from(offset));
+        let expected = if knows { [written, written, size] } else { [0, written, size - 4096] };
+        assert_eq!(answers, expected);
         std::fs::remove_file(&path).expect("ours");
     }
 }

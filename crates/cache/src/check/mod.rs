@@ -33,6 +33,10 @@ impl Storage for ReadOnly<'_> {
         self.0.read(pieces)
     }
 
+    fn data_from(&mut self, offset: u64) -> u64 {
+        self.0.data_from(offset)
+    }
+
     fn write(&mut self, offset: u64, _bytes: &[u8]) -> Result<(), StorageError> {
         unreachable!("a check does not write, at {offset}")
     }

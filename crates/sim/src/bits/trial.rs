@@ -54,6 +54,14 @@ impl Storage for Overlay<'_> {
         Ok(())
     }
 
+    fn data_from(&mut self, offset: u64) -> u64 {
+        let first = usize::try_from(offset).expect("a small device") / BLOCK_BYTES;
+        let of_image = self.image.pages[first..].iter().position(Option::is_some);
+        let of_image = of_image.map_or(self.image.pages.len(), |at| first + at);
+        let over_it = self.pages.range(first..).next().map(|(page, _)| *page);
+        (over_it.map_or(of_image, |page| page.min(of_image)) * BLOCK_BYTES) as u64
+    }
+
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
         let first = usize::try_from(offset).expect("a small device") / BLOCK_BYTES;
         let (chunks, _) = bytes.as_chunks::<BLOCK_BYTES>();
