@@ -3,7 +3,6 @@
 //! surviving. (The moments of the operations before it belong to the shorter sequences.)
 
 use crate::client::{Wish, WishKind};
-use crate::core::Core;
 use crate::life::Life;
 use crate::scenario::{Faults, Probing, Scenario};
 use crate::trace::Sink;
@@ -11,7 +10,7 @@ use crate::violation::{Kind, Violation};
 use crate::world::World;
 use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_MIN, SEGMENTS_OFFSET, STEP_BYTES_MAX};
 use ringfence_cache::units::BLOCK_BYTES_U64;
-use ringfence_cache::{Control, Mode, Order};
+use ringfence_cache::{Control, Engine, Mode, Order};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -109,19 +108,19 @@ pub struct Exhausted {
 /// # Panics
 /// When the world that all sequences start from cannot be made.
 #[must_use]
-pub fn exhaust<C: Core>(length: u32, threads: usize) -> Exhausted {
+pub fn exhaust(length: u32, threads: usize) -> Exhausted {
     let total = OPERATIONS.len().pow(length);
     let next = AtomicUsize::new(0);
     let all = Mutex::new(Exhausted::default());
     let work = || {
-        let start = prepare::<C>().expect("a log with some segments");
+        let start = prepare().expect("a log with some segments");
         let mut mine = Exhausted::default();
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             if number >= total {
                 break;
             }
-            run_sequence::<C>(&start, &sequence(number, length), &mut mine);
+            run_sequence(&start, &sequence(number, length), &mut mine);
         }
         let mut all = all.lock().expect("no panic while it is held");
         all.sequences += mine.sequences;
@@ -142,11 +141,11 @@ fn sequence(number: usize, length: u32) -> Vec<Operation> {
     (0..length).map(|digit| OPERATIONS[number / base.pow(digit) % base]).collect()
 }
 
-fn run_sequence<C: Core>(start: &World, sequence: &[Operation], exhausted: &mut Exhausted) {
+fn run_sequence(start: &World, sequence: &[Operation], exhausted: &mut Exhausted) {
     exhausted.sequences += 1;
     for pace in [Pace::AtOnce, Pace::Settled] {
         let mut world = start.clone();
-        let result = catch_unwind(AssertUnwindSafe(|| run::<C>(&mut world, sequence, pace)));
+        let result = catch_unwind(AssertUnwindSafe(|| run(&mut world, sequence, pace)));
         let result = result
             .unwrap_or_else(|_| Err(Violation::new(Kind::Panic, "see standard error".into())));
         exhausted.crash_points += world.tally.crash_points;
@@ -184,9 +183,9 @@ fn scenario() -> Scenario {
 
 /// A log with five segments in use, so that a sequence's own is the last before reclaim begins:
 /// the oldest holds the only copy of a clean block, the newest dirty data.
-fn prepare<C: Core>() -> Result<World, Violation> {
+fn prepare() -> Result<World, Violation> {
     let mut world = World::new(scenario(), Sink::Digest);
-    world.format::<C>()?;
+    world.format::<Engine>()?;
     let write = |first, blocks| Wish {
         export: EXPORT,
         kind: WishKind::Write { fua: true },
@@ -201,7 +200,7 @@ fn prepare<C: Core>() -> Result<World, Violation> {
         (write(2, 1), true),
         (write(2, 1), false),
     ] {
-        let mut life = world.open::<C>(false)?;
+        let mut life = world.open::<Engine>(false)?;
         ask(&mut world, &mut life, wish)?;
         if drains {
             drain(&mut world, &mut life)?;
@@ -209,7 +208,7 @@ fn prepare<C: Core>() -> Result<World, Violation> {
         drop(life);
         world.kill()?;
     }
-    let mut life = world.open::<C>(false)?;
+    let mut life = world.open::<Engine>(false)?;
     world.verify(&mut life)?;
     drop(life);
     world.kill()?;
@@ -217,8 +216,8 @@ fn prepare<C: Core>() -> Result<World, Violation> {
     Ok(world)
 }
 
-fn run<C: Core>(world: &mut World, sequence: &[Operation], pace: Pace) -> Result<(), Violation> {
-    let mut life = world.open::<C>(false)?;
+fn run(world: &mut World, sequence: &[Operation], pace: Pace) -> Result<(), Violation> {
+    let mut life = world.open::<Engine>(false)?;
     let (last, before) = sequence.split_last().expect("a sequence is not empty");
     for operation in before {
         life = perform(world, life, *operation)?;
@@ -227,29 +226,29 @@ fn run<C: Core>(world: &mut World, sequence: &[Operation], pace: Pace) -> Result
         }
     }
     world.exhausting = true;
-    world.exhaust_if_due::<C>()?;
+    world.exhaust_if_due::<Engine>()?;
     life = perform(world, life, *last)?;
     life.pass(world, SETTLE_NS)
 }
 
 /// Submits a request and waits for its answer.
-fn ask<C: Core>(world: &mut World, life: &mut Life<C>, wish: Wish) -> Result<(), Violation> {
+fn ask(world: &mut World, life: &mut Life<Engine>, wish: Wish) -> Result<(), Violation> {
     let ticket = life.tickets.pop().expect("one request at a time");
     life.submit(world, ticket, None, wish)?;
     life.wait_until(world, Life::is_quiet, "a request does not end")
 }
 
-fn drain<C: Core>(world: &mut World, life: &mut Life<C>) -> Result<(), Violation> {
+fn drain(world: &mut World, life: &mut Life<Engine>) -> Result<(), Violation> {
     let token = life.control(world, Control::Drain(None))?;
-    let done = |life: &Life<C>| !life.controls.contains_key(&token);
+    let done = |life: &Life<Engine>| !life.controls.contains_key(&token);
     life.wait_until(world, done, "a drain does not end")
 }
 
-fn perform<C: Core>(
+fn perform(
     world: &mut World,
-    mut life: Life<C>,
+    mut life: Life<Engine>,
     operation: Operation,
-) -> Result<Life<C>, Violation> {
+) -> Result<Life<Engine>, Violation> {
     if let Some(wish) = operation.wish() {
         ask(world, &mut life, wish)?;
         return Ok(life);
@@ -271,7 +270,7 @@ fn perform<C: Core>(
         _ => {
             drop(life);
             world.kill()?;
-            life = world.open::<C>(false)?;
+            life = world.open::<Engine>(false)?;
         }
     }
     Ok(life)

@@ -4,12 +4,11 @@
 //! A scenario is a workload in a setting. All of them together are every workload in every
 //! setting; the broad ones are each workload and each setting at least once.
 
-use crate::core::Core;
 use crate::run::{Report, run_scenario};
 use crate::scenario::{ChosenFailure, ExportScenario, Faults, Mix, Probing, Scenario};
 use crate::trace::Sink;
 use ringfence_cache::units::BLOCK_BYTES_U64;
-use ringfence_cache::{Config, Mode, Order};
+use ringfence_cache::{Config, Engine, Mode, Order};
 use std::fmt;
 
 /// What clients ask for.
@@ -203,8 +202,8 @@ impl Case {
 
     /// Runs it with one chosen failure, or none.
     #[must_use]
-    pub fn run<C: Core>(self, chosen: Option<ChosenFailure>, sink: Sink) -> Report {
-        run_scenario::<C>(Scenario { chosen_failure: chosen, ..self.scenario() }, sink)
+    pub fn run(self, chosen: Option<ChosenFailure>, sink: Sink) -> Report {
+        run_scenario::<Engine>(Scenario { chosen_failure: chosen, ..self.scenario() }, sink)
     }
 }
 
@@ -223,15 +222,15 @@ pub struct Failures {
 
 /// Runs a case with every `stride`th of its I/Os failing, once and for ever.
 #[must_use]
-pub fn fail_each<C: Core>(case: Case, stride: usize) -> Failures {
-    let base = case.run::<C>(None, Sink::Digest);
+pub fn fail_each(case: Case, stride: usize) -> Failures {
+    let base = case.run(None, Sink::Digest);
     let ios = [base.tally.ios, base.tally.recovery_ios];
     let mut failures = Failures { ios, ..Failures::default() };
     for (in_recovery, count) in [false, true].into_iter().zip(ios) {
         for first in (1..=count).step_by(stride) {
             for for_ever in [false, true] {
                 let chosen = Some(ChosenFailure { first, for_ever, in_recovery });
-                let report = case.run::<C>(chosen, Sink::Digest);
+                let report = case.run(chosen, Sink::Digest);
                 failures.runs += 1;
                 failures.felt += u64::from(report.digest != base.digest);
                 if report.result.is_err() {

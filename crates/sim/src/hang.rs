@@ -1,11 +1,11 @@
 //! One origin hangs for hours: the exports beside it go on as if nothing had happened.
 
-use crate::core::Core;
 use crate::life::Life;
 use crate::scenario::{Faults, Scenario};
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
 use crate::world::{Tally, World};
+use ringfence_cache::Engine;
 
 /// The export whose origin hangs.
 const HUNG: u8 = 0;
@@ -54,12 +54,12 @@ pub fn scenario(seed: u64) -> Option<Scenario> {
 ///
 /// # Errors
 /// The first thing that must hold and does not; any error of another export is one.
-pub fn run<C: Core>(scenario: Scenario, sink: Sink) -> Result<Beside, Violation> {
+pub fn run(scenario: Scenario, sink: Sink) -> Result<Beside, Violation> {
     let steps = scenario.steps_max;
     let crashes = scenario.seed.is_multiple_of(3);
     let mut world = World::new(scenario, sink);
-    world.format::<C>()?;
-    let mut life = world.open::<C>(false)?;
+    world.format::<Engine>()?;
+    let mut life = world.open::<Engine>(false)?;
     life.serve(&mut world, steps / 4)?;
     world.hung = Some(HUNG);
     life.hang(&mut world, HUNG);
@@ -67,7 +67,7 @@ pub fn run<C: Core>(scenario: Scenario, sink: Sink) -> Result<Beside, Violation>
     if crashes {
         drop(life);
         world.kill()?;
-        life = world.open::<C>(false)?;
+        life = world.open::<Engine>(false)?;
         world.verify(&mut life)?;
     }
     let beside = Beside {

@@ -1,7 +1,6 @@
 //! `ringfence-sim SEED` replays one world with a trace; `--worlds N` or `--minutes M` run many;
 //! `--bits` damages a small cache in every place.
 
-use ringfence_cache::Engine;
 #[cfg(feature = "canary")]
 use ringfence_cache::canary;
 use ringfence_sim::bits;
@@ -148,7 +147,7 @@ fn replay(seed: u64, trace: bool) -> ExitCode {
     if trace {
         println!("{:#?}", ringfence_sim::scenario::Scenario::draw(seed));
     }
-    let report = run_seed::<Engine>(seed, sink);
+    let report = run_seed(seed, sink);
     println!(
         "seed {seed}: digest {:016x}, {}; faults: {}",
         report.digest,
@@ -167,7 +166,7 @@ fn replay(seed: u64, trace: bool) -> ExitCode {
 /// Runs every sequence of a length and says what came of them.
 fn run_exhaustive(length: u32, threads: usize) -> ExitCode {
     let start = Instant::now();
-    let exhausted = exhaust::<Engine>(length, threads);
+    let exhausted = exhaust(length, threads);
     for (sequence, pace, violation) in &exhausted.broken {
         println!("{sequence:?} {pace:?} failed: {violation}");
     }
@@ -190,11 +189,11 @@ fn fail_ios(options: &Options) -> ExitCode {
             let Options { for_ever, in_recovery, trace, .. } = *options;
             let sink = if trace { Sink::Print } else { Sink::Digest };
             let chosen = ChosenFailure { first, for_ever, in_recovery };
-            let report = case.run::<Engine>(Some(chosen), sink);
+            let report = case.run(Some(chosen), sink);
             println!("{case}: {:?}", report.result);
             return if report.result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
-        let found = failures::fail_each::<Engine>(case, 1);
+        let found = failures::fail_each(case, 1);
         let [serving, recovering] = found.ios;
         println!(
             "{case}: {serving} I/Os serving, {recovering} recovering, {} runs, {} of them changed \
@@ -248,7 +247,7 @@ fn run(options: &Options) -> ExitCode {
             keep(options.keep.as_deref(), report.seed);
         }
     };
-    let summary = run_many::<Engine>(first, threads, more, ended);
+    let summary = run_many(first, threads, &more, &ended);
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
     let per_hour = |count: u64| count as f64 * 3600.0 / seconds;

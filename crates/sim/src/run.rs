@@ -5,6 +5,7 @@ use crate::scenario::Scenario;
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
 use crate::world::{Tally, World};
+use ringfence_cache::Engine;
 use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Once;
@@ -49,11 +50,11 @@ thread_local! {
 
 /// Runs the world of a seed.
 #[must_use]
-pub fn run_seed<C: Core>(seed: u64, sink: Sink) -> Report {
-    run_scenario::<C>(Scenario::draw(seed), sink)
+pub fn run_seed(seed: u64, sink: Sink) -> Report {
+    run_scenario::<Engine>(Scenario::draw(seed), sink)
 }
 
-/// Runs the world of a scenario.
+/// Runs the world of a scenario, with any engine.
 #[must_use]
 pub fn run_scenario<C: Core>(scenario: Scenario, sink: Sink) -> Report {
     keep_panics();
@@ -80,11 +81,11 @@ pub struct Summary {
 
 /// Runs the worlds of consecutive seeds on so many threads, from `first` on, until `more` says
 /// no. Each report is handed to `ended` at once.
-pub fn run_many<C: Core>(
+pub fn run_many(
     first: u64,
     threads: usize,
-    more: impl Fn(u64) -> bool + Sync,
-    ended: impl Fn(&Report) + Sync,
+    more: &(dyn Fn(u64) -> bool + Sync),
+    ended: &(dyn Fn(&Report) + Sync),
 ) -> Summary {
     let next = AtomicU64::new(first);
     let over = AtomicBool::new(false);
@@ -96,7 +97,7 @@ pub fn run_many<C: Core>(
                 over.store(true, Ordering::Relaxed);
                 break;
             }
-            let report = run_seed::<C>(seed, Sink::Digest);
+            let report = run_seed(seed, Sink::Digest);
             summary.worlds += 1;
             summary.tally.add(&report.tally);
             ended(&report);

@@ -1,7 +1,7 @@
 //! The simulator finds each rule of the log that is broken on purpose. Needs the feature `canary`,
 //! which no other build has: `cargo test -p ringfence-sim --features canary --test canaries`.
 
-use ringfence_cache::{Engine, canary};
+use ringfence_cache::canary;
 use ringfence_sim::run::{Report, run_many};
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -18,7 +18,7 @@ fn find(rule: u8) -> Option<(u64, String)> {
     let ended = |report: &Report| {
         found.fetch_or(report.result.is_err(), Ordering::Relaxed);
     };
-    let summary = run_many::<Engine>(FIRST, 2, more, ended);
+    let summary = run_many(FIRST, 2, &more, &ended);
     canary::break_rule(0);
     let violation = summary.failures.first()?.result.clone().err()?;
     Some((summary.worlds, violation.to_string()))

@@ -1,6 +1,5 @@
 //! The production engine with every short sequence of operations, and every crash in it.
 
-use ringfence_cache::Engine;
 use ringfence_sim::exhaustive::{OPERATIONS, exhaust};
 
 /// `ringfence-sim --exhaustive 4` goes one further; it takes ten times as long.
@@ -12,7 +11,7 @@ const CRASH_POINTS_MIN: u64 = 30_000;
 fn every_short_sequence_survives_every_crash() {
     let mut total = 0;
     for length in 1..=LENGTH_MAX {
-        let exhausted = exhaust::<Engine>(length, 2);
+        let exhausted = exhaust(length, 2);
         for (sequence, pace, violation) in &exhausted.broken {
             println!("{sequence:?} {pace:?}: {violation}");
         }

@@ -1,7 +1,6 @@
 //! The production engine with each I/O of some scenarios failing in turn, once and for ever, while
 //! it serves and while it recovers: no panic, nothing lost, the documented error.
 
-use ringfence_cache::Engine;
 use ringfence_sim::failures::{BROAD, cases, fail_each};
 
 /// Every so many I/Os; `ringfence-sim --failures` fails each, in all cases.
@@ -11,7 +10,7 @@ const STRIDE: usize = 8;
 fn each_io_fails_in_turn() {
     let (mut runs, mut felt) = (0, 0);
     for case in BROAD {
-        let failures = fail_each::<Engine>(case, STRIDE);
+        let failures = fail_each(case, STRIDE);
         println!("{case}: {:?} I/Os, {} runs", failures.ios, failures.runs);
         runs += failures.runs;
         felt += failures.felt;

@@ -1,6 +1,5 @@
 //! The production engine with one origin that neither answers nor fails for hours.
 
-use ringfence_cache::Engine;
 use ringfence_sim::hang::{run, scenario};
 use ringfence_sim::trace::Sink;
 
@@ -18,7 +17,7 @@ fn exports_beside_a_hung_origin_go_on() {
             continue;
         }
         let sink = if chosen == Some(true) { Sink::Print } else { Sink::Digest };
-        let beside = run::<Engine>(scenario, sink);
+        let beside = run(scenario, sink);
         let beside = beside.unwrap_or_else(|violation| {
             panic!("RINGFENCE_HANG_SEED={seed} replays: {violation:?}")
         });

@@ -1,6 +1,5 @@
 //! The production engine in many worlds: first the seeds that once failed, then a fixed number.
 
-use ringfence_cache::Engine;
 use ringfence_sim::run::{Summary, run_many, run_seed};
 use ringfence_sim::trace::Sink;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -23,18 +22,18 @@ fn regression_seeds() -> impl Iterator<Item = u64> {
 #[test]
 fn production_engine() {
     for seed in regression_seeds() {
-        let report = run_seed::<Engine>(seed, Sink::Digest);
+        let report = run_seed(seed, Sink::Digest);
         assert_eq!(report.result, Ok(()), "regression: replay with `npm run sim -- {seed}`");
     }
     let crash_points = AtomicU64::new(0);
-    let Summary { worlds, tally, failures } = run_many::<Engine>(
+    let Summary { worlds, tally, failures } = run_many(
         FIRST,
         2,
-        |seed| {
+        &|seed| {
             let enough = crash_points.load(Ordering::Relaxed) >= CRASH_POINTS_MIN;
             !enough && seed < FIRST + WORLDS_MAX
         },
-        |report| {
+        &|report| {
             crash_points.fetch_add(report.tally.crash_points, Ordering::Relaxed);
             if let Err(violation) = &report.result {
                 println!("seed {} failed: {violation}", report.seed);
@@ -53,7 +52,7 @@ fn production_engine() {
 #[test]
 fn the_same_seed_gives_the_same_digest() {
     for seed in FIRST..FIRST + 8 {
-        let [one, other] = [(); 2].map(|()| run_seed::<Engine>(seed, Sink::Digest));
+        let [one, other] = [(); 2].map(|()| run_seed(seed, Sink::Digest));
         assert_eq!(one, other);
     }
 }

@@ -11,6 +11,7 @@ use ringfence_cache::{
     IoId, Now, OpenError, OpenedExport, Request, Reserve, ReservePlan, Storage, Ticket,
 };
 use ringfence_sim::core::Core;
+use std::cell::Cell;
 use std::collections::VecDeque;
 
 /// Ways to break a promise.
@@ -43,6 +44,11 @@ pub mod flaw {
     pub const FORGETS: u8 = 12;
 }
 
+thread_local! {
+    /// The flaw, one of [`flaw`], of the toys that this thread opens.
+    pub static BUILT_IN: Cell<u8> = const { Cell::new(flaw::NONE) };
+}
+
 const PLACES: [u64; 2] = [1 << 20, 8 << 20];
 const HEADER_BYTES: usize = BLOCK_BYTES;
 
@@ -57,8 +63,9 @@ enum Job {
     FlushingOrigin,
 }
 
-/// The engine; `FLAW` is one of [`flaw`].
-pub struct Toy<const FLAW: u8> {
+/// The engine.
+pub struct Toy {
+    flaw: u8,
     reserve: Reserve,
     plan: ReservePlan,
     data: Vec<u8>,
@@ -91,7 +98,7 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at * 8..at * 8 + 8].try_into().expect("eight bytes"))
 }
 
-impl<const FLAW: u8> Toy<FLAW> {
+impl Toy {
     fn io(&mut self) -> IoId {
         self.ios += 1;
         IoId(self.ios)
@@ -131,7 +138,7 @@ impl<const FLAW: u8> Toy<FLAW> {
         let offset = PLACES[usize::from(self.generation % 2 == 1)];
         self.effects.push_back(Effect::DeviceWrite { io, offset, buffer });
         self.job = Job::WritingDevice;
-        if FLAW == flaw::EARLY_FLUSH {
+        if self.flaw == flaw::EARLY_FLUSH {
             self.answer_tickets();
         }
     }
@@ -170,10 +177,10 @@ impl<const FLAW: u8> Toy<FLAW> {
             }
             Job::FlushingDevice => {
                 self.answer_tickets();
-                if FLAW == flaw::EARLY_DRAIN {
+                if self.flaw == flaw::EARLY_DRAIN {
                     self.answer_tokens();
                 }
-                if FLAW == flaw::EAGER_DESTAGE {
+                if self.flaw == flaw::EAGER_DESTAGE {
                     let buffer = self.payload().part(0, u32::try_from(self.data.len()).unwrap());
                     self.reserve.bytes_mut(buffer).copy_from_slice(&self.data);
                 }
@@ -182,7 +189,7 @@ impl<const FLAW: u8> Toy<FLAW> {
                 self.effects.push_back(Effect::OriginWrite { io, export, offset: 0, buffer });
                 self.job = Job::WritingOrigin;
             }
-            Job::WritingOrigin if FLAW == flaw::NO_ORIGIN_FLUSH => {
+            Job::WritingOrigin if self.flaw == flaw::NO_ORIGIN_FLUSH => {
                 self.answer_tokens();
                 self.job = Job::Idle;
             }
@@ -235,7 +242,7 @@ impl<const FLAW: u8> Toy<FLAW> {
             Command::Flush => true,
         };
         self.counted += 1;
-        if FLAW == flaw::FORGETS && self.counted == 100 {
+        if self.flaw == flaw::FORGETS && self.counted == 100 {
             return;
         }
         if fua {
@@ -249,30 +256,30 @@ impl<const FLAW: u8> Toy<FLAW> {
     fn read(&mut self, buffer: Buffer, start: usize, end: usize) {
         let skip = start % BLOCK_BYTES;
         let into = self.reserve.bytes_mut(buffer);
-        let stale = FLAW == flaw::STALE_READ && start.is_multiple_of(5);
+        let stale = self.flaw == flaw::STALE_READ && start.is_multiple_of(5);
         let from = if stale { &self.snapshot } else { &self.data };
         into[skip..skip + end - start].copy_from_slice(&from[start..end]);
     }
 
     fn write(&mut self, buffer: Buffer, start: usize, end: usize) {
-        if FLAW == flaw::LATE_COPY {
+        if self.flaw == flaw::LATE_COPY {
             self.late = Some((buffer, start));
             return;
         }
         let bytes = self.reserve.bytes(buffer).to_vec();
-        let start = if FLAW == flaw::WRONG_BLOCK && end + BLOCK_BYTES <= self.data.len() {
+        let start = if self.flaw == flaw::WRONG_BLOCK && end + BLOCK_BYTES <= self.data.len() {
             start + BLOCK_BYTES
         } else {
             start
         };
-        if FLAW == flaw::TORN_WRITE && bytes.len() > BLOCK_BYTES {
+        if self.flaw == flaw::TORN_WRITE && bytes.len() > BLOCK_BYTES {
             let (first, second) = bytes.split_at(BLOCK_BYTES);
             self.data[start..start + BLOCK_BYTES].copy_from_slice(first);
             self.half = Some((start + BLOCK_BYTES, second.to_vec()));
             return;
         }
         self.data[start..start + bytes.len()].copy_from_slice(&bytes);
-        if FLAW == flaw::CHANGE_IN_FLIGHT && self.job == Job::WritingDevice {
+        if self.flaw == flaw::CHANGE_IN_FLIGHT && self.job == Job::WritingDevice {
             let at = u32::try_from(start).expect("small");
             let target = self.payload().part(at, u32::try_from(bytes.len()).expect("small"));
             self.reserve.bytes_mut(target).copy_from_slice(&bytes);
@@ -280,7 +287,7 @@ impl<const FLAW: u8> Toy<FLAW> {
     }
 }
 
-impl<const FLAW: u8> Core for Toy<FLAW> {
+impl Core for Toy {
     fn format(_: &mut dyn Storage, _: &FormatOptions) -> Result<(), String> {
         Ok(())
     }
@@ -293,7 +300,8 @@ impl<const FLAW: u8> Core for Toy<FLAW> {
         _: Config,
         _: Now,
     ) -> Result<(Self, Vec<OpenedExport>), OpenError> {
-        if FLAW != flaw::NO_FIRST_FLUSH {
+        let flaw = BUILT_IN.get();
+        if flaw != flaw::NO_FIRST_FLUSH {
             storage.flush()?;
         }
         let size_bytes = exports[0].origin.size_bytes;
@@ -302,7 +310,7 @@ impl<const FLAW: u8> Core for Toy<FLAW> {
         for place in PLACES {
             let mut image = vec![0; HEADER_BYTES + padded];
             storage.read_at(place, &mut image)?;
-            let valid = FLAW == flaw::NO_CHECKSUM || word(&image, 0) == checksum(&image[8..]);
+            let valid = flaw == flaw::NO_CHECKSUM || word(&image, 0) == checksum(&image[8..]);
             let generation = word(&image, 1);
             let newer = newest.as_ref().is_none_or(|(other, _)| generation > *other);
             if valid && generation > 0 && newer {
@@ -324,6 +332,7 @@ impl<const FLAW: u8> Core for Toy<FLAW> {
             known: loaded,
         };
         let mut toy = Self {
+            flaw,
             reserve,
             plan,
             snapshot: data.clone(),

@@ -1,8 +1,6 @@
 //! From a write to the origin: rules 9, 14, 15, 20, 22, 23, 24, 27, 30 and 33.
 
-mod bench;
-
-use bench::{Bench, EXPORT_BLOCKS};
+use crate::bench::{Bench, EXPORT_BLOCKS};
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::format::{ENTRY_BYTES, EntryKind};
 use ringfence_cache::limits::{

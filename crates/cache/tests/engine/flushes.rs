@@ -1,8 +1,6 @@
 //! FLUSH: what is on its way to the device before it comes, and that nothing else is durable.
 
-mod bench;
-
-use bench::Bench;
+use crate::bench::Bench;
 use ringfence_cache::counters::Counter;
 use ringfence_cache::{Mode, Order};
 

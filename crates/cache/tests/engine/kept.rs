@@ -1,8 +1,6 @@
 //! Requests whose answer must outlive the process.
 
-mod bench;
-
-use bench::Bench;
+use crate::bench::Bench;
 use ringfence_cache::{Buffer, Command, Mode, Order, RequestError};
 
 const NOWHERE: Buffer = Buffer { offset: 0, length: 0 };

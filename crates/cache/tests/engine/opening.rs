@@ -1,8 +1,6 @@
 //! Opening a cache: rules 1, 5, 6, 7, 13, 16 and 36, and what is refused.
 
-mod bench;
-
-use bench::{Bench, Disk, EXPORT_BLOCKS};
+use crate::bench::{Bench, Disk, EXPORT_BLOCKS};
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{
     EXPORTS_MAX, SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, footer_bytes,

@@ -1,8 +1,6 @@
 //! Damaged blocks: rules 25 and 31, promise 6.
 
-mod bench;
-
-use bench::{Bench, EXPORT_BLOCKS};
+use crate::bench::{Bench, EXPORT_BLOCKS};
 use ringfence_cache::counters::ExportCounter;
 use ringfence_cache::{Command, Control, ExportSlot, Mode, Notice, Order, RequestError};
 

@@ -1,8 +1,6 @@
 //! Reads in pieces (rule 29): what is there goes out before what is not.
 
-mod bench;
-
-use bench::Bench;
+use crate::bench::Bench;
 use ringfence_cache::{Command, Control, Mode, Order, Piece, PieceContent, RequestError};
 
 fn bench() -> Bench {

@@ -1,8 +1,6 @@
 //! An engine over a device and origins in memory: I/Os end at once unless a test holds or fails
 //! them, and time passes only when a test says so.
 
-#![allow(dead_code, reason = "each test binary uses its own part")]
-
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, STEP_BYTES_MAX};
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};

@@ -1,8 +1,6 @@
 //! A failed cache device: rule 32.
 
-mod bench;
-
-use bench::Bench;
+use crate::bench::Bench;
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::{Control, Mode, Order, RequestError};
 

@@ -1,8 +1,6 @@
 //! Device writes that were reported as done, flushed, and are not there: decision 0013.
 
-mod bench;
-
-use bench::Bench;
+use crate::bench::Bench;
 use ringfence_cache::limits::{
     SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, WRITE_BLOCKS_MAX, footer_bytes,
 };

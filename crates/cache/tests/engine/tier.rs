@@ -1,8 +1,6 @@
 //! The memory tier: what it serves, what it must not, and what it is worth.
 
-mod bench;
-
-use bench::{Bench, EXPORT_BLOCKS, TIER_BLOCKS};
+use crate::bench::{Bench, EXPORT_BLOCKS, TIER_BLOCKS};
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::{Command, Mode, Order};
 

@@ -1,0 +1,12 @@
+//! The engine over a device and origins in memory, by what a user of it sees.
+
+mod bench;
+mod damage;
+mod flushes;
+mod kept;
+mod latch;
+mod lost_writes;
+mod opening;
+mod pieces;
+mod tier;
+mod writing;
