@@ -16,11 +16,11 @@ import {
   defaultControlPath,
   LOG_LEVELS,
   MEMORY_TIER_PERCENT_MAX,
-  readConfigFile,
+  type PartialConfig,
   SPIN_US_MAX,
 } from '../config.ts';
 import { parseExport } from '../exports.ts';
-import { type Daemon, startDaemon } from '../lifecycle.ts';
+import type { Daemon } from '../lifecycle.ts';
 import { createLog } from '../log.ts';
 import { formatSize, parseDurationMs, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
@@ -133,7 +133,14 @@ async function configOf(options: ServeOptions): Promise<Config> {
   const destage = { destageHighPercent: destageHigh, destageAgeMs: destageAge };
   const sizes = { reserveBytes: reserve, indexBytes: index };
   const said = { ...rest, ...sizes, ...destage, destageIdleMs: destageIdle, exports };
-  return completeConfig(file === undefined ? {} : await readConfigFile(file), said);
+  return completeConfig(file === undefined ? {} : await fromFile(file), said);
+}
+
+// What only a daemon needs is half of what there is to load, and the other verbs are short.
+
+async function fromFile(file: string): Promise<PartialConfig> {
+  const { readConfigFile } = await import('../config-file.ts');
+  return readConfigFile(file);
 }
 
 async function serve(config: Config, context: Context): Promise<void> {
@@ -141,6 +148,7 @@ async function serve(config: Config, context: Context): Promise<void> {
   const native = context.native();
   const life = watchProcess(log);
   try {
+    const { startDaemon } = await import('../lifecycle.ts');
     const daemon = await startDaemon(config, { native, log, signal: life.signal });
     if (daemon.state() === 'serving') {
       context.write(servingText(config, daemon));

@@ -2,12 +2,7 @@
 
 import { createConnection } from 'node:net';
 import { codeOf, errorFromWire, reasonOf, ringfenceError } from '../errors.ts';
-import {
-  type ControlRequest,
-  encodeLine,
-  RESPONSE_BYTES_MAX,
-  RESPONSE_SCHEMA,
-} from './protocol.ts';
+import type { ControlRequest, ControlResponse, RESPONSE_SCHEMA } from './protocol.ts';
 
 /**
  * Asks a daemon and waits for its answer, however long it takes.
@@ -15,22 +10,28 @@ import {
  * @throws `RF_CONTROL_UNREACHABLE`, `RF_CONTROL_LOST`, and whatever error the daemon answers with
  */
 export async function askDaemon(path: string, request: ControlRequest): Promise<unknown> {
-  const line = await exchange(path, encodeLine(request));
-  const response = parseResponse(path, line);
+  // Schemas take long to load, and most of what runs the command asks no daemon.
+  const { encodeLine, RESPONSE_BYTES_MAX, RESPONSE_SCHEMA } = await import('./protocol.ts');
+  const line = await exchange(path, encodeLine(request), RESPONSE_BYTES_MAX);
+  const response = parseResponse(path, line, RESPONSE_SCHEMA);
   if (response.ok) return response.result;
   throw errorFromWire(response.error.code, response.error.message);
 }
 
-function parseResponse(path: string, line: string) {
+function parseResponse(
+  path: string,
+  line: string,
+  schema: typeof RESPONSE_SCHEMA,
+): ControlResponse {
   try {
-    return RESPONSE_SCHEMA.parse(JSON.parse(line));
+    return schema.parse(JSON.parse(line));
   } catch (error) {
     throw ringfenceError('RF_CONTROL_LOST', [path], error);
   }
 }
 
 /** Sends a line and collects what comes until the other side ends the connection. */
-function exchange(path: string, line: string): Promise<string> {
+function exchange(path: string, line: string, bytesMax: number): Promise<string> {
   return new Promise((resolve, reject) => {
     const socket = createConnection(path);
     let connected = false;
@@ -42,7 +43,7 @@ function exchange(path: string, line: string): Promise<string> {
     });
     socket.on('data', (text: string) => {
       received += text;
-      if (received.length > RESPONSE_BYTES_MAX) socket.destroy();
+      if (received.length > bytesMax) socket.destroy();
     });
     socket.once('error', (error) => {
       reject(

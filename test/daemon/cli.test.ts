@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { Context } from '../../daemon/cli/context.ts';
 import { buildProgram, main } from '../../daemon/cli/main.ts';
-import { FILE_KEYS } from '../../daemon/config.ts';
+import { FILE_KEYS } from '../../daemon/config-file.ts';
 import { startControlServer } from '../../daemon/control/server.ts';
 import { ringfenceError } from '../../daemon/errors.ts';
 import type { Status } from '../../daemon/status.ts';

@@ -2,14 +2,8 @@ import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import test from 'ava';
-import {
-  CONFIG_DEFAULTS,
-  completeConfig,
-  defaultControlPath,
-  lineOfKey,
-  parseConfigFile,
-  readConfigFile,
-} from '../../daemon/config.ts';
+import { CONFIG_DEFAULTS, completeConfig, defaultControlPath } from '../../daemon/config.ts';
+import { lineOfKey, parseConfigFile, readConfigFile } from '../../daemon/config-file.ts';
 import { EXPORT_DEFAULTS, parseExport } from '../../daemon/exports.ts';
 
 const WHOLE = `
