@@ -5,6 +5,7 @@
 use crate::client::{Wish, WishKind};
 use crate::life::Life;
 use crate::scenario::{Faults, Probing, Scenario};
+use crate::threads::on_threads;
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
 use crate::world::World;
@@ -12,7 +13,6 @@ use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_MIN, SEGMENTS_OFFSET, 
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Control, Engine, Mode, Order};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The export: four blocks.
@@ -111,7 +111,6 @@ pub struct Exhausted {
 pub fn exhaust(length: u32, threads: usize) -> Exhausted {
     let total = OPERATIONS.len().pow(length);
     let next = AtomicUsize::new(0);
-    let all = Mutex::new(Exhausted::default());
     let work = || {
         let start = prepare().expect("a log with some segments");
         let mut mine = Exhausted::default();
@@ -122,17 +121,15 @@ pub fn exhaust(length: u32, threads: usize) -> Exhausted {
             }
             run_sequence(&start, &sequence(number, length), &mut mine);
         }
-        let mut all = all.lock().expect("no panic while it is held");
-        all.sequences += mine.sequences;
-        all.crash_points += mine.crash_points;
-        all.broken.extend(mine.broken);
+        mine
     };
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(work);
-        }
-    });
-    all.into_inner().expect("no panic while it is held")
+    let mut all = Exhausted::default();
+    for some in on_threads(threads, work) {
+        all.sequences += some.sequences;
+        all.crash_points += some.crash_points;
+        all.broken.extend(some.broken);
+    }
+    all
 }
 
 /// The sequence of a number: its digits are operations.

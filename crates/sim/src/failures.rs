@@ -6,10 +6,12 @@
 
 use crate::run::{Report, run_scenario};
 use crate::scenario::{ChosenFailure, ExportScenario, Faults, Mix, Probing, Scenario};
+use crate::threads::on_threads;
 use crate::trace::Sink;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Config, Engine, Mode, Order};
 use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// What clients ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,27 +222,45 @@ pub struct Failures {
     pub broken: Vec<(Option<ChosenFailure>, Report)>,
 }
 
-/// Runs a case with every `stride`th of its I/Os failing, once and for ever.
+/// Runs a case with every `stride`th of its I/Os failing, once and for ever, on so many threads.
 #[must_use]
-pub fn fail_each(case: Case, stride: usize) -> Failures {
+pub fn fail_each(case: Case, stride: usize, threads: usize) -> Failures {
     let base = case.run(None, Sink::Digest);
     let ios = [base.tally.ios, base.tally.recovery_ios];
-    let mut failures = Failures { ios, ..Failures::default() };
-    for (in_recovery, count) in [false, true].into_iter().zip(ios) {
-        for first in (1..=count).step_by(stride) {
-            for for_ever in [false, true] {
-                let chosen = Some(ChosenFailure { first, for_ever, in_recovery });
-                let report = case.run(chosen, Sink::Digest);
-                failures.runs += 1;
-                failures.felt += u64::from(report.digest != base.digest);
-                if report.result.is_err() {
-                    failures.broken.push((chosen, report));
-                }
+    let chosen: Vec<_> = choose(ios, stride).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut mine = Failures::default();
+        while let Some(&chosen) = chosen.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let report = case.run(Some(chosen), Sink::Digest);
+            mine.runs += 1;
+            mine.felt += u64::from(report.digest != base.digest);
+            if report.result.is_err() {
+                mine.broken.push((Some(chosen), report));
             }
         }
+        mine
+    };
+    let mut failures = Failures { ios, ..Failures::default() };
+    for some in on_threads(threads, work) {
+        failures.runs += some.runs;
+        failures.felt += some.felt;
+        failures.broken.extend(some.broken);
     }
     if base.result.is_err() {
         failures.broken.push((None, base));
     }
+    let place = |chosen: ChosenFailure| (chosen.in_recovery, chosen.first, chosen.for_ever);
+    failures.broken.sort_by_key(|(chosen, _)| chosen.map(place));
     failures
+}
+
+/// Every `stride`th of so many I/Os serving and operations of restarts, once and for ever.
+fn choose(ios: [u64; 2], stride: usize) -> impl Iterator<Item = ChosenFailure> {
+    [false, true].into_iter().zip(ios).flat_map(move |(in_recovery, count)| {
+        (1..=count).step_by(stride).flat_map(move |first| {
+            let fail = move |for_ever| ChosenFailure { first, for_ever, in_recovery };
+            [false, true].map(fail)
+        })
+    })
 }

@@ -16,7 +16,7 @@
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
 //! | [`shared`] | what makes a clone of a world cheap |
-//! | [`run`] | one world or many |
+//! | [`run`], [`threads`] | one world, or many at the same time |
 //! | [`exhaustive`] | every short sequence of operations, with every crash |
 //! | [`bits`] | every bit of a cache flipped, every structure zeroed, swapped and aged |
 //! | [`failures`] | each I/O of a scenario failing in turn |
@@ -44,6 +44,7 @@ mod request;
 pub mod run;
 pub mod scenario;
 pub mod shared;
+pub mod threads;
 pub mod trace;
 pub mod violation;
 pub mod world;

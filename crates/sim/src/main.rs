@@ -8,6 +8,7 @@ use ringfence_sim::exhaustive::exhaust;
 use ringfence_sim::failures::{self, Case};
 use ringfence_sim::run::{Report, run_many, run_seed};
 use ringfence_sim::scenario::ChosenFailure;
+use ringfence_sim::threads::processors;
 use ringfence_sim::trace::Sink;
 use ringfence_sim::world::Tally;
 use std::process::ExitCode;
@@ -19,6 +20,7 @@ const USAGE: &str = "usage: ringfence-sim SEED [--digest]
                      [--canary RULE]
        ringfence-sim --exhaustive LENGTH [--threads N]
        ringfence-sim --failures [--case NAME [--io N [--for-ever] [--in-recovery] [--trace]]]
+                     [--threads N]
        ringfence-sim --bits [--threads N]
 
 SEED prints everything that happens in its world; --digest leaves that out.
@@ -56,8 +58,7 @@ struct Options {
 
 impl Options {
     fn threads(&self) -> usize {
-        let all = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        self.threads.unwrap_or_else(all)
+        self.threads.unwrap_or_else(processors)
     }
 }
 
@@ -183,7 +184,7 @@ fn run_exhaustive(length: u32, threads: usize) -> ExitCode {
 /// Fails each I/O of each case in turn, or one of one, and says what came of it.
 fn fail_ios(options: &Options) -> ExitCode {
     let wanted = |case: &Case| options.case.as_ref().is_none_or(|name| *name == case.to_string());
-    let (mut runs, mut broken, mut all) = (0, 0, 0);
+    let (mut runs, mut felt, mut broken, mut all) = (0, 0, 0, 0);
     for case in failures::cases().filter(wanted) {
         if let Some(first) = options.io {
             let Options { for_ever, in_recovery, trace, .. } = *options;
@@ -193,7 +194,7 @@ fn fail_ios(options: &Options) -> ExitCode {
             println!("{case}: {:?}", report.result);
             return if report.result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
         }
-        let found = failures::fail_each(case, 1);
+        let found = failures::fail_each(case, 1, options.threads());
         let [serving, recovering] = found.ios;
         println!(
             "{case}: {serving} I/Os serving, {recovering} recovering, {} runs, {} of them changed \
@@ -206,10 +207,11 @@ fn fail_ios(options: &Options) -> ExitCode {
             println!("  {chosen:?}: {:?}", report.result);
         }
         runs += found.runs;
+        felt += found.felt;
         broken += found.broken.len();
         all += 1;
     }
-    println!("{all} cases, {runs} runs with one I/O failing, {broken} broken");
+    println!("{all} cases, {runs} runs, {felt} of them changed by the failure, {broken} broken");
     if broken == 0 && all > 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

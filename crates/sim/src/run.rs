@@ -2,6 +2,7 @@
 
 use crate::core::Core;
 use crate::scenario::Scenario;
+use crate::threads::on_threads;
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
 use crate::world::{Tally, World};
@@ -108,15 +109,11 @@ pub fn run_many(
         summary
     };
     let mut all = Summary::default();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            let summary = thread.join().expect("a thread that catches its panics");
-            all.worlds += summary.worlds;
-            all.tally.add(&summary.tally);
-            all.failures.extend(summary.failures);
-        }
-    });
+    for summary in on_threads(threads, work) {
+        all.worlds += summary.worlds;
+        all.tally.add(&summary.tally);
+        all.failures.extend(summary.failures);
+    }
     all.failures.sort_by_key(|report| report.seed);
     all
 }

@@ -2,15 +2,15 @@
 //! swapped and aged, payload flipped. All bits of all structures: `npm run sim -- --bits`.
 
 use ringfence_sim::bits::{BLOCK_BITS, Scope, Tally, Undetected, run, run_undamaged};
+use ringfence_sim::threads::processors;
 use std::io::Write;
 
 fn run_all(scope: Scope) -> Tally {
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     // Written past the capture of the test harness, so that it is seen when it is found.
     let say = |undetected: &Undetected| {
         writeln!(std::io::stderr(), "{undetected}").expect("standard error");
     };
-    let tally = run(scope, threads, say);
+    let tally = run(scope, processors(), say);
     println!("{scope:?}: {tally}");
     assert_eq!(tally.undetected, 0, "of {} trials", tally.trials);
     tally

@@ -3,6 +3,7 @@
 
 use ringfence_cache::canary;
 use ringfence_sim::run::{Report, run_many};
+use ringfence_sim::threads::processors;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Worlds of consecutive seeds, which take two processors about two minutes.
@@ -18,7 +19,7 @@ fn find(rule: u8) -> Option<(u64, String)> {
     let ended = |report: &Report| {
         found.fetch_or(report.result.is_err(), Ordering::Relaxed);
     };
-    let summary = run_many(FIRST, 2, &more, &ended);
+    let summary = run_many(FIRST, processors(), &more, &ended);
     canary::break_rule(0);
     let violation = summary.failures.first()?.result.clone().err()?;
     Some((summary.worlds, violation.to_string()))

@@ -1,6 +1,7 @@
 //! The production engine with every short sequence of operations, and every crash in it.
 
 use ringfence_sim::exhaustive::{OPERATIONS, exhaust};
+use ringfence_sim::threads::processors;
 
 /// `ringfence-sim --exhaustive 4` goes one further; it takes ten times as long.
 const LENGTH_MAX: u32 = 3;
@@ -11,7 +12,7 @@ const CRASH_POINTS_MIN: u64 = 30_000;
 fn every_short_sequence_survives_every_crash() {
     let mut total = 0;
     for length in 1..=LENGTH_MAX {
-        let exhausted = exhaust(length, 2);
+        let exhausted = exhaust(length, processors());
         for (sequence, pace, violation) in &exhausted.broken {
             println!("{sequence:?} {pace:?}: {violation}");
         }

@@ -2,6 +2,7 @@
 //! it serves and while it recovers: no panic, nothing lost, the documented error.
 
 use ringfence_sim::failures::{BROAD, cases, fail_each};
+use ringfence_sim::threads::processors;
 
 /// Every so many I/Os; `ringfence-sim --failures` fails each, in all cases.
 const STRIDE: usize = 8;
@@ -10,7 +11,7 @@ const STRIDE: usize = 8;
 fn each_io_fails_in_turn() {
     let (mut runs, mut felt) = (0, 0);
     for case in BROAD {
-        let failures = fail_each(case, STRIDE);
+        let failures = fail_each(case, STRIDE, processors());
         println!("{case}: {:?} I/Os, {} runs", failures.ios, failures.runs);
         runs += failures.runs;
         felt += failures.felt;

@@ -1,6 +1,7 @@
 //! The production engine in many worlds: first the seeds that once failed, then a fixed number.
 
 use ringfence_sim::run::{Summary, run_many, run_seed};
+use ringfence_sim::threads::processors;
 use ringfence_sim::trace::Sink;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -28,7 +29,7 @@ fn production_engine() {
     let crash_points = AtomicU64::new(0);
     let Summary { worlds, tally, failures } = run_many(
         FIRST,
-        2,
+        processors(),
         &|seed| {
             let enough = crash_points.load(Ordering::Relaxed) >= CRASH_POINTS_MIN;
             !enough && seed < FIRST + WORLDS_MAX

@@ -7,7 +7,7 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError,
+    Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError, check,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -335,13 +335,36 @@ fn exports_that_the_cache_cannot_take_are_refused_before_any_write() {
 #[test]
 fn what_a_device_knows_to_be_zeroes_is_not_searched() {
     let mut bench = dirty();
-    let mut ignorant = Watched::new(&bench.disk);
-    bench.open_on(&mut ignorant).expect("an open cache");
-    let mut knowing = Watched::new(&bench.disk);
-    knowing.knows_zeroes = true;
-    bench.open_on(&mut knowing).expect("an open cache");
-    assert_eq!(bench.read(7, 1), [Some(8)]);
-    let segment_blocks = SEGMENT_BYTES_MIN / BLOCK_BYTES_U64;
-    let (all, some) = (ignorant.blocks_read.len() as u64, knowing.blocks_read.len() as u64);
-    assert!(all - some > 3 * segment_blocks / 2, "{some} blocks instead of {all}");
+    let segment_blocks = (SEGMENT_BYTES_MIN / BLOCK_BYTES_U64) as usize;
+    // Before the start, which writes a footer.
+    let [all, some] = [false, true].map(|knows_zeroes| {
+        let mut watched = Watched { knows_zeroes, ..Watched::new(&bench.disk) };
+        assert_eq!(check(&mut watched).expect("a cache").findings, []);
+        watched.blocks_read.len()
+    });
+    assert!(all - some > 3 * segment_blocks / 2, "check: {some} blocks instead of {all}");
+    let [all, some] = [false, true].map(|knows_zeroes| {
+        let mut watched = Watched { knows_zeroes, ..Watched::new(&bench.disk) };
+        bench.open_on(&mut watched).expect("an open cache");
+        assert_eq!(bench.read(7, 1), [Some(8)]);
+        watched.blocks_read.len()
+    });
+    assert!(all - some > 3 * segment_blocks / 2, "start: {some} blocks instead of {all}");
+}
+
+/// Three records of 257 blocks in the segment in use. The last one is read whole, since nothing
+/// says that it was durable; of the others only the header is wanted.
+#[test]
+fn records_known_to_be_durable_are_walked_over_and_not_read() {
+    let mut bench = Bench::new(&[STRICT]);
+    for step in 0..3 {
+        bench.write(0, step * STEP, STEP, 1).expect("written");
+        bench.flush().expect("flushed");
+    }
+    let mut watched = Watched { knows_zeroes: true, ..Watched::new(&bench.disk) };
+    bench.open_on(&mut watched).expect("an open cache");
+    let first = SEGMENTS_OFFSET / BLOCK_BYTES_U64;
+    let records = first..first + 2 * 257;
+    let read = watched.blocks_read.iter().filter(|block| records.contains(block)).count();
+    assert!(read < 64, "{read} blocks of two records");
 }

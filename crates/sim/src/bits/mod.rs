@@ -13,6 +13,7 @@ mod trial;
 pub use image::{Cut, Image, Kind, Page, Structure};
 pub use trial::{Outcome, Overlay, Seen, Trials};
 
+use crate::threads::on_threads;
 use image::{BAD_BLOCK, DURABLE, Data, EXPORT_BLOCKS, EXPORTS, LAST};
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{OpenError, Report};
@@ -386,12 +387,9 @@ pub fn run(scope: Scope, threads: usize, found: impl Fn(&Undetected) + Sync) -> 
         tally
     };
     let mut all = Tally::default();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-        for thread in threads {
-            all.add(thread.join().expect("a trial does not panic"));
-        }
-    });
+    for tally in on_threads(threads, work) {
+        all.add(tally);
+    }
     all
 }
 

@@ -62,6 +62,9 @@ impl Checker {
         let shown = Shown { export, first_unit, values, invoked: token.invoked };
         let mut seen: Vec<u32> = Vec::new();
         for (unit, value) in shown.units() {
+            if unit > first_unit && self.is_like_previous(&shown, unit) {
+                continue;
+            }
             self.check_candidate(export, unit, value)?;
             self.check_fresh(&shown, unit, value)?;
             if let Some(writer) = self.writer(export, unit, value)
@@ -82,6 +85,14 @@ impl Checker {
             self.decide(export, unit, value);
         }
         Ok(())
+    }
+
+    /// Whether a unit shows what the one before it shows, of the same candidates: then it is as
+    /// right as that one, and orders the same writes.
+    fn is_like_previous(&self, shown: &Shown<'_>, unit: usize) -> bool {
+        let candidates = &self.exports[usize::from(shown.export)].candidates;
+        let at = unit - shown.first_unit;
+        shown.values[at] == shown.values[at - 1] && candidates[unit] == candidates[unit - 1]
     }
 
     /// The value is one that the unit may have at all.
