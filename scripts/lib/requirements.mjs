@@ -3,10 +3,9 @@ import { existsSync, readFileSync } from 'node:fs';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
+import { nodeRefusal } from '../../bin/node-version.cjs';
 import { output, root } from './process.mjs';
 
-/** The oldest Node, as in package.json's `engines`. */
-const NODE_OLDEST = '20.19';
 /** The oldest kernel with DEFER_TASKRUN. */
 const KERNEL_OLDEST = '6.1';
 
@@ -101,11 +100,8 @@ export function missingRequirements(machine = thisMachine()) {
   if (platform !== 'linux') {
     return [`ringfence runs on Linux ${KERNEL_OLDEST} or later, not on ${platform}.`];
   }
-  if (!isAtLeast(node, NODE_OLDEST)) {
-    missing.push(
-      `Node ${node} is too old: install Node ${NODE_OLDEST} or later from https://nodejs.org.`,
-    );
-  }
+  const nodeTooOld = nodeRefusal(node);
+  if (nodeTooOld !== null) missing.push(nodeTooOld);
   if (!isAtLeast(kernel, KERNEL_OLDEST)) {
     missing.push(
       `Linux ${kernel} is too old for the ring: boot a kernel ${KERNEL_OLDEST} or later.`,

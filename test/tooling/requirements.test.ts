@@ -1,6 +1,12 @@
 /** What a machine lacks is one sentence each, which says what to install. */
 
+import { readFileSync } from 'node:fs';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import test from 'ava';
+import { temporaryFolder } from '../daemon/temporary.ts';
+import { projectRoot, runAnyway } from '../support/process.ts';
+import { ringfenceCommand } from '../support/ringfence.ts';
 
 // The scripts run before anything is compiled, so they are plain modules without declarations.
 const scripts: string = '#scripts/lib/requirements.mjs';
@@ -42,4 +48,31 @@ test('whatever is missing or too old is a sentence of its own', (t) => {
     t.regex(missing[0] ?? '', message);
   }
   t.is(missingRequirements({ ...GOOD, node: '18.0.0', cargo: null }).length, 2);
+});
+
+const manifest = JSON.parse(readFileSync(join(projectRoot, 'package.json'), 'utf8')) as {
+  engines: { node: string };
+  scripts: Record<string, string>;
+};
+
+test('npm and the command tell an old Node so before it reads what it cannot', async (t) => {
+  const { sim, ...scripts } = manifest.scripts;
+  t.regex(sim ?? '', /^cargo /);
+  for (const script of Object.values(scripts)) {
+    t.regex(script, /^node -r \.\/bin\/node-version\.cjs scripts\//);
+  }
+  const pretend = "Object.defineProperty(process.versions, 'node', { value: '12.22.9' });";
+  const preload = join(await temporaryFolder(t), 'old.cjs');
+  await writeFile(preload, pretend);
+  const check = join(projectRoot, 'bin', 'node-version.cjs');
+  for (const words of [
+    ['-r', check, '-e', 'not a ** language'],
+    [ringfenceCommand, '--version'],
+  ]) {
+    const { exitCode, stdout, stderr } = await runAnyway('node', ['-r', preload, ...words]);
+    t.is(exitCode, 1);
+    t.is(stdout, '');
+    t.is(stderr, 'Node 12.22.9 is too old: install Node 20.19 or later from https://nodejs.org.');
+  }
+  t.is(manifest.engines.node, '>=20.19');
 });
