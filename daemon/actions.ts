@@ -11,7 +11,7 @@ export interface Actions {
   /**
    * Starts an action on an export, or on all for null; ends when the engine has done it.
    *
-   * @throws `RF_ACTION` with what the engine said
+   * @throws `RF_ACTION` with what the engine said, `RF_ACTIONS_TOO_MANY`
    */
   run(action: Action, slot: number | null): Promise<void>;
   /** Takes a `controlDone` event. */
@@ -20,6 +20,8 @@ export interface Actions {
   abandon(reason: string): void;
 }
 
+/** More would take the engine's and the control socket's room from who wants to know or stop. */
+const ACTIONS_MAX = 32;
 /** Tokens cross the boundary as 32-bit numbers. */
 const TOKENS = 2 ** 32;
 
@@ -43,6 +45,9 @@ export function createActions(engine: Pick<NativeEngine, 'control'>): Actions {
   return {
     run: (action, slot) =>
       new Promise((resolve, reject) => {
+        if (waiting.size >= ACTIONS_MAX) {
+          throw ringfenceError('RF_ACTIONS_TOO_MANY', [action, `${ACTIONS_MAX}`]);
+        }
         const token = nextToken();
         const settle = (error: string | null) => {
           waiting.delete(token);

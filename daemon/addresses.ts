@@ -1,5 +1,6 @@
 /** Addresses that clients connect to, and the command that attaches one. */
 
+import { resolve } from 'node:path';
 import { ringfenceError } from './errors.ts';
 
 /** A place to listen on or to connect to. */
@@ -11,16 +12,18 @@ export type Address =
 export const UNIX_PATH_BYTES_MAX = 107;
 
 /**
- * Parses `unix:PATH` or `HOST:PORT`; an IPv6 host stands in brackets.
+ * Parses `unix:PATH` or `HOST:PORT`; an IPv6 host stands in brackets. The path becomes absolute.
  *
- * @throws `RF_ADDRESS`
+ * @throws `RF_ADDRESS`, `RF_ADDRESS_LONG`
  */
 export function parseAddress(text: string): Address {
   if (text.startsWith('unix:')) {
-    const path = text.slice('unix:'.length);
-    const pathBytes = Buffer.byteLength(path);
-    if (pathBytes === 0 || pathBytes > UNIX_PATH_BYTES_MAX || path.includes('\0')) {
-      throw ringfenceError('RF_ADDRESS', [text]);
+    const given = text.slice('unix:'.length);
+    if (given === '' || given.includes('\0')) throw ringfenceError('RF_ADDRESS', [text]);
+    // A client may ask from another directory, and the attached device is known by this path.
+    const path = resolve(given);
+    if (Buffer.byteLength(path) > UNIX_PATH_BYTES_MAX) {
+      throw ringfenceError('RF_ADDRESS_LONG', [path, `${UNIX_PATH_BYTES_MAX}`]);
     }
     return { kind: 'unix', path };
   }

@@ -15,13 +15,20 @@ import {
   SPIN_US_MAX,
 } from './config.ts';
 import { RingfenceError, reasonOf, ringfenceError } from './errors.ts';
-import { EXPORT_DEFAULTS, exportNameProblem, MODES, ORDERS } from './exports.ts';
+import {
+  EXPORT_DEFAULTS,
+  exportNameProblem,
+  MODES,
+  ORDERS,
+  parseOriginTimeoutMs,
+} from './exports.ts';
 import { parseDurationMs, parseSizeBytes } from './units.ts';
 
 const size = checkedBy(z.union([z.string(), z.int().nonnegative()]), (value) =>
   parseSizeBytes(`${value}`),
 );
-const duration = checkedBy(z.string(), parseDurationMs);
+const duration = checkedBy(z.string(), (text) => parseDurationMs(text));
+const originTimeout = checkedBy(z.string(), parseOriginTimeoutMs);
 const clientAddress = checkedBy(z.string(), (text) => formatAddress(parseAddress(text)));
 const tcpAddress = checkedBy(z.string(), (text) => formatAddress(parseTcpAddress(text)));
 const path = z.string().min(1, 'a path cannot be empty.');
@@ -36,7 +43,7 @@ const EXPORT_SCHEMA = z.strictObject({
   order: z.enum(ORDERS).default(EXPORT_DEFAULTS.order),
   dirty_max: size.optional(),
   wait: duration.optional(),
-  origin_timeout: duration.optional(),
+  origin_timeout: originTimeout.optional(),
 });
 
 /** The file, key by key. */

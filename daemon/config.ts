@@ -64,6 +64,8 @@ export const CONFIG_DEFAULTS = {
   logLevel: 'info',
 } as const satisfies PartialConfig;
 
+/** Addresses that the ring listens on (`LISTENERS_MAX` in the ring). */
+export const LISTEN_MAX = 16;
 /** Connections beyond this would need a reserve of several GiB for their windows alone. */
 export const CONNECTIONS_MAX_LIMIT = 1024;
 /** More would take the memory tier from the log's newest segments, which serve reads too. */
@@ -87,7 +89,7 @@ export function defaultControlPath(environment: NodeJS.ProcessEnv = process.env)
  * Puts file, command line and defaults together.
  *
  * @throws `RF_CONFIG_MISSING` where a cache, an export or an address to listen on was not given,
- *   and what {@link checkExportSet} throws
+ *   `RF_LISTEN_TOO_MANY`, and what {@link checkExportSet} throws
  */
 export function completeConfig(file: PartialConfig, commandLine: PartialConfig): Config {
   const said = { ...withoutUndefined(file), ...withoutUndefined(commandLine) };
@@ -101,6 +103,9 @@ export function completeConfig(file: PartialConfig, commandLine: PartialConfig):
   }
   if (config.listen.length === 0) {
     throw ringfenceError('RF_CONFIG_MISSING', ['address', '--listen ADDR', '"listen"']);
+  }
+  if (config.listen.length > LISTEN_MAX) {
+    throw ringfenceError('RF_LISTEN_TOO_MANY', [`${config.listen.length}`, `${LISTEN_MAX}`]);
   }
   checkExportSet(config.exports);
   return { ...config, cache };

@@ -6,10 +6,13 @@
 import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
 import { open, readdir, readFile, realpath, stat } from 'node:fs/promises';
+import { delimiter } from 'node:path';
 import { promisify } from 'node:util';
 import { codeOf, reasonOf, ringfenceError } from './errors.ts';
 
-const run = promisify(execFile);
+const execute = promisify(execFile);
+/** Where Debian has wipefs, and where a user's PATH does not lead. */
+const SYSTEM_FOLDERS = ['/usr/sbin', '/sbin'];
 
 /** A block device or a file, as far as the kernel describes it. */
 export interface Device {
@@ -121,6 +124,17 @@ export async function findUse(device: Device, role: Role): Promise<DeviceUse | n
     if (holder !== undefined) return { by: 'holder', what: `/dev/${holder}` };
   }
   return (await opensExclusively(device, role)) ? null : { by: 'holder', what: 'another program' };
+}
+
+/** Where programs that look at devices are sought, in this order. */
+export function programFolders(environment: NodeJS.ProcessEnv = process.env): readonly string[] {
+  const own = (environment.PATH ?? '').split(delimiter).filter((folder) => folder !== '');
+  return [...own, ...SYSTEM_FOLDERS];
+}
+
+function run(program: string, parameters: readonly string[]): Promise<{ stdout: string }> {
+  const env = { ...process.env, PATH: programFolders().join(delimiter) };
+  return execute(program, parameters, { env });
 }
 
 /** What a device calls itself, or at least what it is. */

@@ -38,9 +38,21 @@ export const ERRORS = {
     (text: string) =>
       `"${text}" is not a duration: write a whole number with ms, s or m, such as 30s.`,
   ),
+  RF_DURATION_RANGE: refused(
+    (text: string, least: string, most: string) =>
+      `"${text}" is out of range: write a duration from ${least} to ${most}.`,
+  ),
   RF_ADDRESS: refused(
     (text: string) =>
       `"${text}" is not an address: write unix:PATH or HOST:PORT, an IPv6 host in brackets.`,
+  ),
+  RF_ADDRESS_LONG: refused(
+    (path: string, most: string) =>
+      `The socket path ${path} is longer than ${most} bytes: give a shorter one.`,
+  ),
+  RF_LISTEN_TOO_MANY: refused(
+    (given: string, limit: string) =>
+      `${given} addresses to listen on were given, and there can be ${limit}: leave some out.`,
   ),
   RF_EXPORT_SYNTAX: refused(
     (text: string, problem: string) =>
@@ -165,6 +177,10 @@ export const ERRORS = {
       `No daemon answers on the control socket ${path} (${reason}): ` +
       'start "ringfence serve", or give the --control that it prints.',
   ),
+  RF_CONTROL_FORBIDDEN: failed(
+    (path: string) =>
+      `The control socket ${path} is another user's: ask as the user that the daemon runs as.`,
+  ),
   RF_CONTROL_REQUEST: failed(
     (problem: string) => `The control request was not understood: ${problem}.`,
   ),
@@ -199,6 +215,11 @@ export const ERRORS = {
       'run the same "ringfence attach" again, or stop what uses it and "ringfence detach" it.',
   ),
   RF_ACTION: failed((action: string, reason: string) => `The ${action} failed: ${reason}.`),
+  RF_ACTIONS_TOO_MANY: failed(
+    (action: string, limit: string) =>
+      `The ${action} was not started: ${limit} flushes and drains are on the way already; ` +
+      'try again when some have ended, and see "ringfence status" for what they wait for.',
+  ),
   RF_NOT_READY: failed((state: string) => `The daemon is ${state}: try again later.`),
   RF_INTERNAL: failed(
     (reason: string) => `Something went wrong that should not: ${reason}. Please report it.`,

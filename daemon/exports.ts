@@ -45,7 +45,7 @@ export const EXPORT_NAME_BYTES_MAX = 255;
 /**
  * Parses one `--export`.
  *
- * @throws `RF_EXPORT_SYNTAX`, `RF_EXPORT_NAME`, `RF_SIZE`, `RF_DURATION`
+ * @throws `RF_EXPORT_SYNTAX`, `RF_EXPORT_NAME`, `RF_SIZE`, `RF_DURATION`, `RF_DURATION_RANGE`
  */
 export function parseExport(text: string): ExportConfig {
   const equals = text.indexOf('=');
@@ -65,6 +65,15 @@ export function parseExport(text: string): ExportConfig {
     parsed = { ...parsed, ...parseOption(text, key, value) };
   }
   return parsed;
+}
+
+/**
+ * Parses how long a request to the origin may take: with no time at all, each would be late.
+ *
+ * @throws `RF_DURATION`, `RF_DURATION_RANGE`
+ */
+export function parseOriginTimeoutMs(text: string): number {
+  return parseDurationMs(text, '1ms');
 }
 
 /**
@@ -113,7 +122,7 @@ function parseOption(text: string, key: string, value: string): Partial<ExportCo
     case 'wait':
       return { waitMs: parseDurationMs(value) };
     case 'origin-timeout':
-      return { originTimeoutMs: parseDurationMs(value) };
+      return { originTimeoutMs: parseOriginTimeoutMs(value) };
     default:
       throw ringfenceError('RF_EXPORT_SYNTAX', [
         text,

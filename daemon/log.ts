@@ -5,11 +5,17 @@ import { RingfenceError } from './errors.ts';
 
 export type { Logger } from 'pino';
 
+/** What is kept while the log cannot be written; newer lines are lost. */
+const KEPT_BYTES_MAX = 1 << 20;
+
 /**
  * Opens the log. Writing is synchronous: the last lines before an exit are the ones that matter,
- * and a blocked reader of the log can hold up JavaScript only, never an attached client.
+ * and a blocked reader of the log can hold up JavaScript only, never an attached client. A log that
+ * cannot be written (its disk is full, its terminal is gone) throws nothing: serving goes on.
  */
 export function createLog(level: string, descriptor = 2): Logger {
+  const destination = pino.destination({ fd: descriptor, sync: true, maxLength: KEPT_BYTES_MAX });
+  destination.on('error', () => undefined);
   return pino(
     {
       name: 'ringfence',
@@ -18,7 +24,7 @@ export function createLog(level: string, descriptor = 2): Logger {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }) },
     },
-    pino.destination({ fd: descriptor, sync: true }),
+    destination,
   );
 }
 

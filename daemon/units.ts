@@ -21,7 +21,8 @@ const SIZE_BYTES_MAX = (1n << 63n) - 1n;
 const DURATION_FACTORS_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000 };
 
 /** Longest duration that fits the 32-bit milliseconds of a deadline, with room to spare. */
-const DURATION_MS_MAX = 24 * 60 * 60 * 1000;
+const DURATION_MAX = '1440m';
+const DURATION_MS_MAX = 1440 * 60_000;
 
 /**
  * Bytes in a text like `16MiB`, `1GiB`, `512K` or `4096`. Units are binary.
@@ -54,13 +55,18 @@ export function formatSize(bytes: bigint): string {
 /**
  * Milliseconds in a text like `500ms`, `30s` or `5m`.
  *
- * @throws `RF_DURATION` for anything else, and for more than a day.
+ * @param least the shortest duration that will do, as text
+ * @throws `RF_DURATION` for anything else, `RF_DURATION_RANGE` for less than that or more than a day
  */
-export function parseDurationMs(text: string): number {
+export function parseDurationMs(text: string, least = '0ms'): number {
+  const milliseconds = millisecondsIn(text);
+  if (milliseconds >= millisecondsIn(least) && milliseconds <= DURATION_MS_MAX) return milliseconds;
+  throw ringfenceError('RF_DURATION_RANGE', [text, least, DURATION_MAX]);
+}
+
+function millisecondsIn(text: string): number {
   const match = /^([0-9]{1,9}) ?(ms|s|m)$/.exec(text.trim());
   const factor = DURATION_FACTORS_MS[match?.[2] ?? ''];
   if (match === null || factor === undefined) throw ringfenceError('RF_DURATION', [text]);
-  const milliseconds = Number(match[1]) * factor;
-  if (milliseconds > DURATION_MS_MAX) throw ringfenceError('RF_DURATION', [text]);
-  return milliseconds;
+  return Number(match[1]) * factor;
 }

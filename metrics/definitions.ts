@@ -388,14 +388,10 @@ const RESERVE_METRICS: readonly MetricDefinition[] = [
     help: 'Times that the ring thread looked for work instead of sleeping, and whether it came.',
     type: 'counter',
     labels: ['result'],
-    samples: ({ snapshot }) => {
-      const hits = Number(snapshot.engine('ringSpinHits'));
-      const misses = Math.max(0, Number(snapshot.engine('ringSpins')) - hits);
-      return [
-        { labels: { result: 'hit' }, value: hits },
-        { labels: { result: 'miss' }, value: misses },
-      ];
-    },
+    samples: ({ snapshot }) => [
+      { labels: { result: 'hit' }, value: Number(snapshot.engine('ringSpinHits')) },
+      { labels: { result: 'miss' }, value: Number(snapshot.engine('ringSpinMisses')) },
+    ],
   },
 ];
 

@@ -78,11 +78,7 @@ export function addAttachCommand(program: Command, context: Context): void {
 
 /** An option in whole seconds, which is how the kernel counts. */
 function durationOption(flags: string, description: string, seconds: number): Option {
-  const parse = (text: string): number => {
-    const milliseconds = parseDurationMs(text);
-    if (milliseconds < 1000) throw ringfenceError('RF_DURATION', [text]);
-    return Math.ceil(milliseconds / 1000);
-  };
+  const parse = (text: string) => Math.ceil(parseDurationMs(text, '1s') / 1000);
   return new Option(flags, description).argParser(parsedBy(parse)).default(seconds, `${seconds}s`);
 }
 

@@ -2,9 +2,15 @@
 
 import { access, constants, readFile } from 'node:fs/promises';
 import { release } from 'node:os';
-import { delimiter, join } from 'node:path';
+import { join } from 'node:path';
 import type { Command } from 'commander';
-import { deviceModel, deviceSignatures, findDevice, refuseDeviceInUse } from '../devices.ts';
+import {
+  deviceModel,
+  deviceSignatures,
+  findDevice,
+  programFolders,
+  refuseDeviceInUse,
+} from '../devices.ts';
 import { ringfenceError, toRingfenceError } from '../errors.ts';
 import type { Native } from '../native.ts';
 import { formatSize } from '../units.ts';
@@ -67,8 +73,7 @@ async function limit(name: string): Promise<string> {
 }
 
 async function findProgram(name: string): Promise<string | null> {
-  const folders = [...(process.env.PATH ?? '').split(delimiter), '/usr/sbin', '/sbin'];
-  for (const folder of folders.filter((candidate) => candidate !== '')) {
+  for (const folder of programFolders()) {
     const path = join(folder, name);
     const isThere = await access(path, constants.X_OK).then(
       () => true,

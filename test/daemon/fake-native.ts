@@ -30,8 +30,8 @@ export const LAYOUT: CounterLayout = {
     'ringTurns',
     'ringSystemCalls',
     'ringSleeps',
-    'ringSpins',
     'ringSpinHits',
+    'ringSpinMisses',
   ],
   exportNames: [
     'hitBytes',

@@ -51,6 +51,21 @@ test('actions end with their own token, well or not', async (t) => {
   });
 });
 
+test('so many actions wait that status and stop still find room', async (t) => {
+  const tokens: number[] = [];
+  const actions = createActions({ control: (token) => void tokens.push(token) });
+  const drains = Array.from({ length: 32 }, () => actions.run('drain', null));
+  await t.throwsAsync(actions.run('flush', null), {
+    code: 'RF_ACTIONS_TOO_MANY',
+    message: /^The flush was not started: 32 flushes and drains are on the way/,
+  });
+  t.is(tokens.length, 32);
+  actions.ended(tokens[0] ?? -1, null);
+  drains.push(actions.run('flush', null));
+  for (const token of tokens) actions.ended(token, null);
+  t.is((await Promise.all(drains)).length, 33);
+});
+
 test('actions that nobody will end any more fail', async (t) => {
   const actions = createActions({ control: () => undefined });
   const drain = actions.run('drain', null);

@@ -52,10 +52,10 @@ pub enum RingCounter {
     SystemCalls,
     /// Times the ring slept.
     Sleeps,
-    /// Times it spun before it would have slept.
-    Spins,
-    /// Times the spinning was worth it.
+    /// Times it spun before it would have slept, and work came.
     SpinHits,
+    /// Times it spun and slept all the same.
+    SpinMisses,
     /// Requests that waited for room in their connection's windows or for a ticket.
     ReceiveWaits,
     /// Connections accepted.
@@ -69,8 +69,8 @@ const RING_COUNTERS: [&str; 9] = [
     "ringTurns",
     "ringSystemCalls",
     "ringSleeps",
-    "ringSpins",
     "ringSpinHits",
+    "ringSpinMisses",
     "receiveWaits",
     "connectionsAccepted",
     "noticesDropped",

@@ -60,7 +60,6 @@ impl<C: Core> Ring<C> {
     /// Looks for work for a while. Returns whether there is some, or a deadline has passed.
     fn spin_until(&mut self, start_ns: u64, deadline_ns: Option<u64>) -> bool {
         let Some(limit_ns) = self.spin.limit_ns() else { return false };
-        self.shared.counters.add(RingCounter::Spins, 1);
         let deadline_ns = deadline_ns.unwrap_or(u64::MAX);
         let end_ns = deadline_ns.min(start_ns + limit_ns);
         loop {
@@ -71,6 +70,7 @@ impl<C: Core> Ring<C> {
             }
             let now_ns = monotonic_ns();
             if now_ns >= end_ns {
+                self.shared.counters.add(RingCounter::SpinMisses, 1);
                 return now_ns >= deadline_ns;
             }
             std::hint::spin_loop();
