@@ -366,9 +366,10 @@ impl Index {
                         self.set(export, each, new).expect("the leaf is there");
                     }
                 }
-            } else if shared.same_content(old) {
+            } else if shared.same_content(old) && next - block == LEAF_BLOCKS {
+                // A part of a shared leaf belongs to a larger run of the same record as well, which
+                // was set after it: that one replaces the whole.
                 found = true;
-                // The run is the one of the entry that set it: a whole shared leaf lies inside.
                 self.set_whole(export, block / LEAF_BLOCKS, new);
             }
             block = next;
@@ -429,6 +430,18 @@ mod tests {
     use std::collections::BTreeMap;
 
     const EXPORT: ExportSlot = ExportSlot(0);
+
+    /// Two entries of zeroes in one record: the smaller one is replaced with the larger.
+    #[test]
+    fn a_part_of_a_shared_leaf_does_not_take_the_rest_with_it() {
+        let mut index = Index::new(&[LEAF_BLOCKS], 1);
+        let (old, new) = (IndexEntry::zero(LogAddress(1)), IndexEntry::zero(LogAddress(9)));
+        index.set_run(EXPORT, 0, LEAF_BLOCKS, old).expect("no leaf is needed");
+        index.replace_in_run(EXPORT, 10, 10, old, new);
+        assert!(index.get(EXPORT, 0).same_content(old) && index.get(EXPORT, 15).same_content(old));
+        assert!(index.replace_in_run(EXPORT, 0, LEAF_BLOCKS, old, new));
+        assert!(index.get(EXPORT, 0).same_content(new) && index.get(EXPORT, 15).same_content(new));
+    }
 
     proptest! {
         #[test]

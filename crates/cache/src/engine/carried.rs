@@ -41,6 +41,24 @@ pub struct Carried {
     pub address: LogAddress,
 }
 
+impl Carried {
+    /// The block behind it.
+    fn end(&self) -> u64 {
+        self.key.block + u64::from(self.count)
+    }
+
+    /// Its blocks from one to before another.
+    fn part(&self, start: u64, end: u64) -> Self {
+        let skipped = if self.is_zero { 0 } else { start - self.key.block };
+        Self {
+            key: CarriedKey { block: start, ..self.key },
+            count: u32::try_from(end - start).expect("a part"),
+            address: self.address.plus(skipped),
+            ..*self
+        }
+    }
+}
+
 /// All carried entries, sorted.
 #[derive(Debug)]
 pub struct CarriedTable {
@@ -50,11 +68,12 @@ pub struct CarriedTable {
 impl CarriedTable {
     /// From what recovery found, in any order; the copy that lies last in the log counts.
     pub fn new(mut found: Vec<Carried>) -> Self {
-        found.sort_by_key(|carried| (carried.key, std::cmp::Reverse(carried.address)));
-        found.dedup_by_key(|carried| carried.key);
-        let mut entries = Vec::with_capacity(CARRIED_MAX.max(found.len()));
-        entries.append(&mut found);
-        Self { entries }
+        found.sort_by_key(|carried| carried.address);
+        let mut table = Self { entries: Vec::with_capacity(CARRIED_MAX.max(2 * found.len())) };
+        for carried in found {
+            table.insert(carried);
+        }
+        table
     }
 
     /// Whether so many more entries fit.
@@ -62,15 +81,32 @@ impl CarriedTable {
         self.entries.len() + more <= self.entries.capacity()
     }
 
-    /// Enters a copy, in place of an older one of the same run.
+    /// Enters a copy, in place of older copies of the same blocks. A copy that is carried again may
+    /// be cut into other runs, not all of which need follow: what it does not cover stays. Adds
+    /// two entries at most.
     pub fn insert(&mut self, carried: Carried) {
-        match self.entries.binary_search_by_key(&carried.key, |entry| entry.key) {
-            Ok(at) => self.entries[at] = carried,
-            Err(at) => {
-                assert!(self.has_room(1), "the table of carried entries is full");
-                self.entries.insert(at, carried);
+        assert!(self.has_room(2), "the table of carried entries is full");
+        let (start, end) = (carried.key.block, carried.end());
+        let of_original = CarriedKey { block: 0, ..carried.key };
+        let mut at = self.entries.partition_point(|entry| entry.key < of_original);
+        while let Some(&old) = self.entries.get(at)
+            && (CarriedKey { block: 0, ..old.key }) == of_original
+            && old.key.block < end
+        {
+            if old.end() <= start {
+                at += 1;
+                continue;
+            }
+            self.entries.remove(at);
+            if old.end() > end {
+                self.entries.insert(at, old.part(end, old.end()));
+            }
+            if old.key.block < start {
+                self.entries.insert(at, old.part(old.key.block, start));
+                at += 1;
             }
         }
+        self.entries.insert(at, carried);
     }
 
     /// The first entry of an export behind a key, or its first of all.
@@ -104,6 +140,31 @@ mod tests {
         };
         let address = LogAddress(address);
         Carried { key, count: 1, is_zero: false, no_hole: false, epoch: 1, address }
+    }
+
+    fn run(block: u64, count: u32, address: u64) -> Carried {
+        let key = CarriedKey { export: ExportSlot(1), version: Sequence(9), ordinal: 0, block };
+        Carried { key, count, address: LogAddress(address), ..carried(9, 0, 0) }
+    }
+
+    fn runs(table: &CarriedTable) -> Vec<(u64, u32, u64)> {
+        table.entries.iter().map(|one| (one.key.block, one.count, one.address.0)).collect()
+    }
+
+    #[test]
+    fn what_was_not_carried_again_stays_where_it_was() {
+        let mut table = CarriedTable::new(vec![run(5, 10, 100)]);
+        table.insert(run(5, 4, 200));
+        assert_eq!(runs(&table), [(5, 4, 200), (9, 6, 104)]);
+        // A power cut leaves both copies.
+        let found = vec![run(5, 4, 200), run(5, 10, 100)];
+        assert_eq!(runs(&CarriedTable::new(found)), [(5, 4, 200), (9, 6, 104)]);
+        table.insert(run(9, 6, 204));
+        assert_eq!(runs(&table), [(5, 4, 200), (9, 6, 204)]);
+        table.insert(run(7, 3, 300));
+        assert_eq!(runs(&table), [(5, 2, 200), (7, 3, 300), (10, 5, 205)]);
+        table.insert(run(5, 10, 400));
+        assert_eq!(runs(&table), [(5, 10, 400)]);
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Engine {
             && (!export.destaging || export.destage_late)
             && others_wait
             && self.log.segments_free() >= SEGMENTS_FREE_MIN
-            && self.carried.has_room(BATCH_BLOCKS)
+            && self.carried.has_room(2 * BATCH_BLOCKS)
     }
 
     /// What a destager that is stuck in its origin has planned is no longer where it was.

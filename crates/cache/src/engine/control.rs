@@ -4,7 +4,7 @@ use super::Engine;
 use super::api::{Control, Effect, RequestError};
 use crate::units::{ExportSlot, Sequence};
 
-/// Operators' requests that may wait at a time.
+/// Operators' requests that may wait at a time, a stop beside them.
 pub const CONTROLS_MAX: usize = 64;
 
 /// An operator's request that has not ended.
@@ -26,7 +26,8 @@ enum Until {
 
 impl Engine {
     pub(super) fn start_control(&mut self, token: u32, action: Control) {
-        if self.controls.is_full() {
+        // Whatever waits, a stop finds its place.
+        if self.controls.len() >= CONTROLS_MAX && action != Control::Stop {
             return self.emit(Effect::ControlDone { token, result: Err(RequestError::NoSpace) });
         }
         let newest = self.log.newest();
@@ -93,7 +94,7 @@ impl Engine {
         for slot in self.exports.in_use().filter(|slot| exports & slot.bit() != 0) {
             let export = self.exports.get(slot);
             let on_origin = export.watermark >= export.newest_dirty.min(sequence);
-            if !on_origin && export.damaged && !export.tries_again {
+            if !on_origin && export.stands_still() {
                 return Some(Err(RequestError::Io));
             }
             if on_origin && !export.watermark_is_durable(durable) {

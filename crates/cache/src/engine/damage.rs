@@ -134,9 +134,10 @@ impl Engine {
         true
     }
 
-    /// Blocks are about to be overwritten. Where destage stands still for one of them, it looks
-    /// again: the version that is damaged may count no more.
+    /// Blocks are about to be overwritten: what was read of them before counts no more. Where
+    /// destage stands still for one of them, it looks again: so may the version that is damaged.
     pub(super) fn note_overwriting(&mut self, slot: ExportSlot, first: u64, blocks: u64) {
+        self.void_merges(slot, first, blocks);
         if !self.exports.get(slot).damaged {
             return;
         }

@@ -179,6 +179,12 @@ impl Export {
         !self.origin.is_up() || !self.configured || self.damaged
     }
 
+    /// Whether destage stands still before damage until an operator or an overwriting client
+    /// says otherwise.
+    pub const fn stands_still(&self) -> bool {
+        self.damaged && !self.tries_again
+    }
+
     /// Notes an entry of client data in the open record.
     pub fn note_entry(
         &mut self,

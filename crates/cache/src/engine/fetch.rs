@@ -23,7 +23,7 @@ use super::{Engine, blocks_of};
 use crate::canary;
 use crate::counters::ExportCounter;
 use crate::format::{Entry, EntryFlags, EntryKind};
-use crate::index::{IndexEntry, Place};
+use crate::index::{Index, IndexEntry, Place};
 use crate::limits::{BLOCK_BYTES_U32, FETCH_BYTES};
 use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Ticket};
 
@@ -366,9 +366,9 @@ impl Engine {
     fn append_fill(&mut self, fetch: u32, content: Buffer, first: u32, blocks: u32) {
         let Fetch { export, window, .. } = *self.fetches.get(fetch);
         let block = window * WINDOW_BLOCKS + u64::from(first);
-        let leaves = self.index.leaves_needed(export, block, u64::from(blocks));
+        let needed = |index: &Index| index.leaves_needed(export, block, u64::from(blocks));
         if !self.has_room_to_spare(export)
-            || self.ensure_leaves(leaves).is_err()
+            || self.ensure_leaves(needed).is_err()
             || self.ensure_room(1, blocks, Privilege::Ordinary).is_err()
         {
             return;

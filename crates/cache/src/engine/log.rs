@@ -739,6 +739,11 @@ impl Log {
         self.footers.iter().all(|footer| footer.segment_use != segment_use)
     }
 
+    /// Whether it is known what a full segment holds; if not, it was lost, and accepted as lost.
+    pub fn has_summary(&self, segment_use: u64) -> bool {
+        self.segments[self.geometry.segment(segment_use)].summary_bytes > 0
+    }
+
     /// The memory of checksums, to be locked.
     pub fn memory(&self) -> (*const u8, usize) {
         (self.checksums.as_ptr().cast(), size_of_val(&*self.checksums))

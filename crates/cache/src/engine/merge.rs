@@ -27,6 +27,9 @@ struct MergeBlock {
     /// The index entry when the block was asked for: what was read counts only while it stands.
     seen: IndexEntry,
     ready: bool,
+    /// Whether it was overwritten since: the entry may look the same once more, after that was
+    /// destaged and forgotten.
+    overwritten: bool,
     /// Whether it was damaged the first time that it was read.
     again: bool,
 }
@@ -52,6 +55,7 @@ impl Engine {
         if let Some(merge) = self.ops[ticket.0 as usize].merge
             && let Some(read) = &self.merges.get(merge).blocks[which]
             && read.ready
+            && !read.overwritten
             && read.block == block
             && read.seen.same_content(entry)
         {
@@ -123,7 +127,9 @@ impl Engine {
             let merge = self.merges.take(Merge { ticket, blocks: [None; 2] });
             self.ops[ticket.0 as usize].merge = Some(merge);
         }
-        if !self.can_fetch(slot, origin, origin, device + origin) {
+        // Who needs the origin does not overtake those who wait for a free fetch already.
+        let has_turn = origin == 0 || self.exports.get(slot).fetch_waiters.is_empty();
+        if !has_turn || !self.can_fetch(slot, origin, origin, device + origin) {
             self.release_merge(ticket);
             self.counters.add(Counter::FetchWaits, 1);
             self.links.push(&mut self.exports.get_mut(slot).fetch_waiters, ticket);
@@ -145,7 +151,7 @@ impl Engine {
             self.ops[ticket.0 as usize].pending += 1;
             let seen = self.index.get(slot, block);
             self.merges.get_mut(merge).blocks[which] =
-                Some(MergeBlock { block, seen, ready: false, again: false });
+                Some(MergeBlock { block, seen, ready: false, overwritten: false, again: false });
             if let Source::Device(address) = source {
                 let owner = IoOwner::MergeRead { merge, which: which as u8 };
                 self.device_read(owner, address, self.merge_frame(merge, which));
@@ -202,6 +208,22 @@ impl Engine {
     pub(super) fn merge_block_ready(&mut self, merge: u32, which: u8) {
         let block = self.merges.get_mut(merge).blocks[usize::from(which)].as_mut();
         block.expect("a block was asked").ready = true;
+    }
+
+    /// Blocks were overwritten: what partial writes have read of them, or are reading, is old.
+    pub(super) fn void_merges(&mut self, slot: ExportSlot, first: u64, blocks: u64) {
+        if self.merges.used() == 0 {
+            return;
+        }
+        let overwritten = first..first + blocks;
+        for merge in self.merges.iter_mut() {
+            if self.ops[merge.ticket.0 as usize].request().export != slot {
+                continue;
+            }
+            let read = merge.blocks.iter_mut().flatten();
+            read.filter(|read| overwritten.contains(&read.block))
+                .for_each(|read| read.overwritten = true);
+        }
     }
 
     /// One of the blocks that a partial write waits for has come, or will not.

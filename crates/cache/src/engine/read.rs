@@ -157,7 +157,10 @@ impl Engine {
             links += joined + usize::from(rest);
             fetches += usize::from(rest);
         }
-        runs + fetches == 0 && links == 0 || self.can_fetch(slot, fetches, links, runs + fetches)
+        // Who needs the origin does not overtake those who wait for a free fetch already.
+        let has_turn = fetches == 0 || self.exports.get(slot).fetch_waiters.is_empty();
+        runs + fetches == 0 && links == 0
+            || has_turn && self.can_fetch(slot, fetches, links, runs + fetches)
     }
 
     /// How many fetches in flight have some of these blocks, and whether a new one is needed.

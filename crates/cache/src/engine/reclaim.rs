@@ -153,7 +153,7 @@ impl Engine {
         self.reclaim.block = 0;
         self.reclaim.copies = Sequence(0);
         let room = self.reclaim_summary_room();
-        if info.summary_bytes == 0 {
+        if !self.log.has_summary(segment_use) {
             // Lost, and accepted as lost: there is nothing to keep.
             self.reclaim.phase = Phase::Scanning;
             return;

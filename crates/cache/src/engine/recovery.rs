@@ -483,8 +483,9 @@ impl Rebuild {
         let is_zero = !matches!(entry(0).place(), crate::index::Place::Stored(_));
         let exports = &self.exports;
         let tries = self.index.leaves_total();
-        let make_room = |index: &mut Index, needed: usize| {
-            while index.leaves_free() < needed {
+        // What is forgotten may be what the run counted on: it needs more then.
+        let make_room = |index: &mut Index, needed: &dyn Fn(&Index) -> usize| {
+            while index.leaves_free() < needed(index) {
                 if !index.evict_clean_leaf(tries, &|slot| exports.watermark_end(slot)) {
                     let leaves = u32::try_from(tries).expect("a number of leaves");
                     return Err(OpenError::IndexTooSmall { leaves });
@@ -493,14 +494,13 @@ impl Rebuild {
             Ok(())
         };
         if is_zero {
-            let needed = self.index.leaves_for_run(slot, first, count);
-            make_room(&mut self.index, needed)?;
+            make_room(&mut self.index, &|index| index.leaves_for_run(slot, first, count))?;
             self.index.set_run(slot, first, count, entry(0)).expect("room was made");
             return Ok(());
         }
         for offset in 0..count {
             while self.index.set(slot, first + offset, entry(offset)).is_err() {
-                make_room(&mut self.index, 1)?;
+                make_room(&mut self.index, &|_| 1)?;
             }
         }
         Ok(())
@@ -619,7 +619,7 @@ impl Rebuild {
             reclaim: Reclaim::new(),
             carried: CarriedTable::new(self.carried),
             superblock: SuperblockKeeper::new(superblock.clone()),
-            controls: FixedQueue::new(CONTROLS_MAX),
+            controls: FixedQueue::new(CONTROLS_MAX + 1),
             latched: false,
             stopping: false,
             last_request_ns: now.monotonic_ns,

@@ -123,6 +123,11 @@ impl<T> Slots<T> {
             .enumerate()
             .filter_map(|(slot, item)| Some((u32::try_from(slot).ok()?, item.as_ref()?)))
     }
+
+    /// All that are in use, to change them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut T> {
+        self.items.iter_mut().flatten()
+    }
 }
 
 /// Who hears of the end of an I/O.

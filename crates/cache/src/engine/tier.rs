@@ -6,7 +6,7 @@ use super::log::Privilege;
 use super::step::Span;
 use super::{Engine, blocks_of};
 use crate::format::{Entry, EntryFlags, EntryKind};
-use crate::index::{IndexEntry, LEAF_BLOCKS, Place};
+use crate::index::{Index, IndexEntry, LEAF_BLOCKS, Place};
 use crate::limits::{BLOCK_BYTES_U32, SEGMENTS_RESERVED};
 use crate::tier::TierKey;
 use crate::units::{Buffer, ExportSlot};
@@ -65,11 +65,11 @@ impl Engine {
     }
 
     fn append_from_memory_tier(&mut self, export: ExportSlot, first: u64, blocks: u32) -> bool {
-        let leaves = self.index.leaves_needed(export, first, u64::from(blocks));
+        let needed = |index: &Index| index.leaves_needed(export, first, u64::from(blocks));
         if self.latched
             || self.stopping
             || !self.has_room_to_spare(export)
-            || self.ensure_leaves(leaves).is_err()
+            || self.ensure_leaves(needed).is_err()
             || self.ensure_room(1, blocks, Privilege::Ordinary).is_err()
         {
             return false;

@@ -9,7 +9,7 @@ use crate::config::Mode;
 use crate::counters::Counter;
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::geometry::LogAddress;
-use crate::index::IndexEntry;
+use crate::index::{Index, IndexEntry};
 use crate::limits::BLOCK_BYTES_U32;
 use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Ticket};
 
@@ -45,6 +45,19 @@ impl WritePlan {
     /// The blocks that are written in part.
     pub fn partial(&self) -> [Option<u64>; 2] {
         [self.head, self.tail]
+    }
+
+    /// Leaves of the index that it takes to enter the step's blocks, or their zeroes.
+    fn leaves_needed(&self, index: &Index, slot: ExportSlot, is_write: bool) -> usize {
+        let most = index.leaves_needed(slot, self.span.first, u64::from(self.span.blocks));
+        if is_write {
+            return most;
+        }
+        // A leaf that becomes zero as a whole needs none, unless an edge of it is payload.
+        let whole = self.whole();
+        let edges = self.partial().into_iter().flatten();
+        let for_edges: usize = edges.map(|block| index.leaves_needed(slot, block, 1)).sum();
+        (index.leaves_for_run(slot, whole.first, whole.blocks.into()) + for_edges).min(most)
     }
 
     /// The blocks between them.
@@ -110,27 +123,15 @@ impl Engine {
         let is_write = matches!(request.command, Command::Write { .. });
         let partial = plan.partial().iter().flatten().count() as u32;
         let (entries, blocks) = if is_write { (1, plan.span.blocks) } else { (3, partial) };
-        let (first, count) = (plan.span.first, u64::from(plan.span.blocks));
-        let leaves = if is_write {
-            self.index.leaves_needed(slot, first, count)
-        } else {
-            // A leaf that becomes zero as a whole needs none, unless an edge of it is payload.
-            let whole = plan.whole();
-            let edges = plan.partial().into_iter().flatten();
-            let for_edges: usize =
-                edges.map(|block| self.index.leaves_needed(slot, block, 1)).sum();
-            let most = self.index.leaves_needed(slot, first, count);
-            (self.index.leaves_for_run(slot, whole.first, whole.blocks.into()) + for_edges)
-                .min(most)
-        };
-        self.ensure_leaves(leaves)?;
+        self.ensure_leaves(|index| plan.leaves_needed(index, slot, is_write))?;
         self.ensure_room(entries, blocks, Privilege::Ordinary)
     }
 
-    /// Makes sure that so many leaves of the index are free, forgetting clean blocks if need be.
-    pub(super) fn ensure_leaves(&mut self, leaves: usize) -> Result<(), NoRoom> {
+    /// Makes sure that as many leaves of the index are free as are needed, forgetting clean blocks
+    /// if need be. What is forgotten may be what the step counted on: it needs more then.
+    pub(super) fn ensure_leaves(&mut self, needed: impl Fn(&Index) -> usize) -> Result<(), NoRoom> {
         let exports = &self.exports;
-        while self.index.leaves_free() < leaves {
+        while self.index.leaves_free() < needed(&self.index) {
             if !self.index.evict_clean_leaf(EVICTION_TRIES, &|slot| exports.watermark_end(slot)) {
                 return Err(NoRoom);
             }

@@ -80,6 +80,8 @@ impl Disk {
 pub struct Faults {
     /// Origin reads do not end.
     pub hold_origin_reads: bool,
+    /// The origin read of this block does not end.
+    pub hold_origin_read_of: Option<u64>,
     /// Writes of the cache device wait to be released.
     pub hold_device_writes: bool,
     /// Origin reads fail.
@@ -305,7 +307,11 @@ impl Bench {
                 done.push((io, result));
             }
             Effect::OriginRead { io, export, offset, buffer } => {
-                if self.faults.hold_origin_reads {
+                let held = self.faults.hold_origin_read_of.is_some_and(|block| {
+                    let bytes = offset..offset + u64::from(buffer.length);
+                    bytes.contains(&(block * BLOCK_BYTES_U64))
+                });
+                if self.faults.hold_origin_reads || held {
                     return self.held.push(effect);
                 }
                 let failed = self.faults.origin_reads;
@@ -415,6 +421,7 @@ impl Bench {
     /// The origin answers what it was asked.
     pub fn release_origin_reads(&mut self) {
         self.faults.hold_origin_reads = false;
+        self.faults.hold_origin_read_of = None;
         self.release_held();
     }
 

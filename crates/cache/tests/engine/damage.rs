@@ -195,6 +195,35 @@ fn a_newer_version_of_the_same_epoch_pays_the_debt() {
 }
 
 #[test]
+fn a_writethrough_write_whose_data_is_damaged_before_the_origin_has_it_fails() {
+    for order in [Order::Strict, Order::Relaxed] {
+        let mut bench = Bench::with_segments(20, &[(Mode::Writethrough, order)], EXPORT_BLOCKS, 0);
+        // While a block is fetched, nothing overwrites it on the origin (rule 30).
+        bench.faults.hold_origin_reads = true;
+        bench.begin_read(0, 100, 1, false);
+        let first = bench.begin_write_to(0, 100 * 4096, 4096, 1);
+        bench.pass(10_000_000);
+        let damaged = bench.begin_write_to(0, 3 * 4096, 4096, 4);
+        bench.settle();
+        // More than the memory of the newest segments.
+        for at in 0..12 {
+            bench.begin_write_to(0, (256 + at % 6 * 256) * 4096, 1 << 20, 50);
+            bench.settle();
+        }
+        bench.disk.damage(4);
+        bench.release_origin_reads();
+        bench.settle();
+        assert_eq!(bench.answer(first).expect("answered").result, Ok(()), "{order:?}");
+        let result = bench.answer(damaged).expect("answered").result;
+        assert_eq!((result, bench.origin(0, 3)), (Err(RequestError::Io), 0xee), "{order:?}");
+        // Strict order cannot go on, relaxed order passes over what is lost; both answer.
+        let expected = if order == Order::Strict { Err(RequestError::Io) } else { Ok(()) };
+        assert_eq!(bench.write(0, 9 * 4096, 4096, 9), expected, "{order:?}");
+        assert_eq!(bench.flush(), expected, "{order:?}");
+    }
+}
+
+#[test]
 fn a_newer_version_of_a_later_epoch_does_not() {
     let mut bench = dirty(STRICT);
     bench.write_block(30, 30);

@@ -5,7 +5,7 @@ use ringfence_cache::limits::{
     SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, WRITE_BLOCKS_MAX, footer_bytes,
 };
 use ringfence_cache::units::BLOCK_BYTES;
-use ringfence_cache::{CopyState, Mode, OpenError, Order, check};
+use ringfence_cache::{Control, CopyState, Mode, OpenError, Order, check};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const MIB: u64 = 1 << 20;
@@ -126,6 +126,24 @@ fn a_loss_is_accepted_once_and_no_other_with_it() {
         lose(&mut bench, block - BLOCK_BYTES, 1);
         assert!(matches!(bench.try_restart(), Err(OpenError::DurableDamaged { .. })));
     }
+}
+
+/// Three segments of dirty data, and of the one in the middle nothing is known.
+#[test]
+fn destage_goes_on_behind_a_segment_whose_loss_was_accepted() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.faults.origin_writes = true;
+    for step in 0..8 {
+        bench.write(0, step * MIB, MIB, step as u8 + 1).expect("written");
+        bench.flush().expect("flushed");
+    }
+    let middle = (SEGMENTS_OFFSET + SEGMENT_BYTES_MIN) as usize;
+    lose(&mut bench, middle, SEGMENT_BYTES_MIN as usize / BLOCK_BYTES);
+    is_refused(&mut bench, 4);
+    bench.faults.origin_writes = false;
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    let steps: Vec<_> = (0..8).map(|step| bench.origin(0, step * 256)).collect();
+    assert_eq!(steps, [1, 2, 3, 0xee, 0xee, 0xee, 7, 8]);
 }
 
 /// The device loses what a start, or several, wrote to both superblocks: the lives that followed

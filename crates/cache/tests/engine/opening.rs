@@ -7,7 +7,8 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError, check,
+    Command, Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError,
+    check,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -234,6 +235,40 @@ fn leaves_that_run_out_cost_clean_blocks_and_never_dirty_ones() {
     bench.restart();
     assert_eq!(bench.read(LEAF_BLOCKS, 1), [Some(0x21)], "a refusal loses nothing");
     assert_eq!(bench.read(3 * LEAF_BLOCKS, 1), [Some(0x13)]);
+}
+
+/// Two leaves, both clean: the one that makes room is the one that the step counted on.
+#[test]
+fn a_step_survives_that_its_own_leaf_makes_room() {
+    let zeroes = Command::WriteZeroes { fua: false, no_hole: false };
+    for from_the_start in [true, false] {
+        for command in [None, Some(zeroes)] {
+            let mut bench = Bench::new(&[STRICT]);
+            let two_leaves = Some(2 * BLOCK_BYTES_U64);
+            if from_the_start {
+                bench.config.index_bytes = two_leaves;
+                bench.restart();
+            }
+            bench.write_block(0, 1);
+            bench.write_block(2 * LEAF_BLOCKS, 2);
+            assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+            let (first, blocks) = (LEAF_BLOCKS - 100, 200);
+            match command {
+                Some(command) => {
+                    bench.submit(0, command, first * BLOCK_BYTES_U64, blocks * BLOCK_BYTES_U64);
+                }
+                None => bench
+                    .write(0, first * BLOCK_BYTES_U64, blocks * BLOCK_BYTES_U64, 3)
+                    .expect("written"),
+            }
+            bench.flush().expect("flushed");
+            bench.config.index_bytes = two_leaves;
+            bench.restart();
+            let expected = Some(if command.is_none() { 3 } else { 0 });
+            assert_eq!(bench.read(first, blocks), vec![expected; blocks as usize]);
+            assert_eq!(bench.read(0, 1), [Some(1)]);
+        }
+    }
 }
 
 #[test]

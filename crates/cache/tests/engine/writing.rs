@@ -272,6 +272,52 @@ fn what_is_being_fetched_is_not_destaged() {
     assert_eq!(bench.read(5, 2), [Some(7), Some(OLD)], "and the fill outranks nothing");
 }
 
+/// The head of a partial write is read at once, its tail much later; in between a client writes
+/// another part of the head, the origin gets it, and it is forgotten.
+#[test]
+fn what_a_partial_write_has_read_counts_no_more_once_it_is_overwritten() {
+    let mut bench = Bench::sized(&[STRICT], EXPORT_BLOCKS, 0);
+    bench.config.index_bytes = Some(2 * 4096);
+    bench.restart();
+    bench.faults.hold_origin_read_of = Some(512);
+    let slow = bench.begin_write_to(0, 511 * 4096 + 2048, 4096, 1);
+    bench.settle();
+    bench.write(0, 511 * 4096, 512, 9).expect("written");
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    // Two leaves for four: the oldest is forgotten.
+    for block in [1024, 1536] {
+        bench.write_block(block, 5);
+        assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    }
+    bench.release_origin_reads();
+    bench.settle();
+    assert_eq!(bench.answer(slow).expect("answered").result, Ok(()));
+    let ticket = bench.begin_read(0, 511, 1, false);
+    let block = bench.whole_block(ticket);
+    assert_eq!([block[0], block[511], block[512], block[2047]], [9, 9, 0xee, 0xee]);
+    assert_eq!([block[2048], block[4095]], [1, 1]);
+}
+
+/// Fetches for 70 windows at a time, and two reads that need five each.
+#[test]
+fn a_small_miss_does_not_overtake_a_large_one_that_waits() {
+    let mut bench = Bench::sized(&[STRICT], 16 * 320, 0);
+    bench.faults.hold_origin_reads = true;
+    for read in 0..13 {
+        bench.begin_read(0, read * 320 + 32, 256, false);
+    }
+    bench.begin_read(0, 13 * 320, 256, false);
+    let large = bench.begin_read(0, 14 * 320 + 32, 256, false);
+    assert_eq!(bench.engine_counter(Counter::FetchWaits), 1, "the large one waits");
+    let small = bench.begin_read(0, 15 * 320, 1, false);
+    assert_eq!(bench.engine_counter(Counter::FetchWaits), 2, "and the small one behind it");
+    bench.release_origin_reads();
+    bench.settle();
+    for ticket in [large, small] {
+        assert_eq!(bench.answer(ticket).expect("answered").result, Ok(()));
+    }
+}
+
 #[test]
 fn only_partial_writes_of_what_is_not_cached_need_the_origin() {
     let mut bench = Bench::new(&[STRICT]);

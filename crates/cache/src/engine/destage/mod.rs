@@ -528,6 +528,10 @@ impl Engine {
             } else {
                 export.origin_written >= op.sequence
             };
+            if !answered && export.stands_still() {
+                // Their data stays dirty, and nobody can say for how long (rule 23).
+                return self.fail_origin_waiters(slot);
+            }
             if !answered {
                 return;
             }

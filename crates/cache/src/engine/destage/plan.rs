@@ -153,6 +153,18 @@ impl Engine {
         if segment_use >= self.log.next_use {
             return false;
         }
+        if segment_use < self.log.open_use() && !self.log.has_summary(segment_use) {
+            // Lost, and accepted as lost. An epoch may have begun there.
+            let destager = &mut self.destagers[index];
+            let order = self.exports.get(destager.export).order;
+            if order == Order::Strict && destager.epoch_has_begun() {
+                destager.epoch_ended = true;
+                return false;
+            }
+            let cursor = Cursor { segment_use: segment_use + 1, summary_at: 0 };
+            destager.position = Position { cursor, entry: 0, block: 0 };
+            return true;
+        }
         let Some(buffer) = self.destage_summary(index, segment_use) else {
             if self.destagers[index].plan.is_empty() {
                 self.load_summary(index, segment_use);
