@@ -178,6 +178,9 @@ pub struct Scenario {
     pub chosen_failure: Option<ChosenFailure>,
 }
 
+/// Bytes of an export that a leaf of the index maps.
+const LEAF_BYTES: u64 = 512 * BLOCK_BYTES_U64;
+
 impl Scenario {
     /// Draws the world of a seed.
     #[must_use]
@@ -233,9 +236,21 @@ impl Scenario {
         if random.percent(7) {
             scenario.fill_to_the_brim(random);
         }
+        scenario.draw_small_index();
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
+    }
+
+    /// Draws whether the index is too small for all blocks, so that clean ones make room: from a
+    /// number of its own, too. Any step of any export fits.
+    fn draw_small_index(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x1dea);
+        let leaves = self.exports.iter().map(|e| e.size_bytes().div_ceil(LEAF_BYTES));
+        let (all, step) = (leaves.clone().sum::<u64>(), leaves.max().unwrap_or(0).min(2));
+        if all > step && random.percent(60) {
+            self.config.index_bytes = Some(random.between(step, all - 1) * BLOCK_BYTES_U64);
+        }
     }
 
     /// Draws whether the cache device damages data quietly: from a number of its own, too. Worlds

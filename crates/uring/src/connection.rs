@@ -214,7 +214,14 @@ impl Connection {
     /// Whether everything asked for has been answered, and the answers are out.
     #[must_use]
     pub const fn is_quiet(&self) -> bool {
-        self.in_flight == 0 && self.long.is_none() && self.replies.is_empty()
+        self.is_answered() && self.long.is_none()
+    }
+
+    /// Whether nothing of it is on its way. A long write of which the rest has not been received
+    /// may be left.
+    #[must_use]
+    pub const fn is_answered(&self) -> bool {
+        self.in_flight == 0 && self.replies.is_empty()
     }
 
     /// Gives everything back; the name stays taken until it is released.

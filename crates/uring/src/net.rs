@@ -1,12 +1,14 @@
 //! Addresses: parsing, binding, listening. Done by the caller's thread; the ring only accepts.
 
 use crate::error::RuntimeError;
+use rustix::net::sockopt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
+use std::time::Duration;
 
 /// A socket that listens, and its address as bound.
 #[derive(Debug)]
@@ -91,7 +93,26 @@ impl std::fmt::Display for Peer {
     }
 }
 
-/// Small replies go out at once, and the other end is asked for its name. No allocation: the
+/// An idle connection to a machine that is gone is noticed after about a minute.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEPALIVE_PROBES: u32 = 3;
+
+/// Makes the kernel ask from time to time whether the other end of a TCP connection is still
+/// there: who only waits for it would never know.
+///
+/// # Errors
+/// What the system says.
+pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
+    sockopt::set_socket_keepalive(&socket, true)?;
+    sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
+    Ok(())
+}
+
+/// Small replies go out at once, a client that is gone gives its place back, and the other end is
+/// asked for its name. No allocation: the
 /// standard library's calls here only use the stack.
 #[must_use]
 pub fn greet(fd: RawFd, tcp: bool) -> Peer {
@@ -102,6 +123,7 @@ pub fn greet(fd: RawFd, tcp: bool) -> Peer {
             std::mem::ManuallyDrop::new(TcpStream::from_raw_fd(fd))
         };
         let _only_slower = stream.set_nodelay(true);
+        let _stays_until_the_next_reply = keep_alive(&*stream);
         let nowhere = SocketAddr::from(([0, 0, 0, 0], 0));
         return Peer::Tcp(stream.peer_addr().unwrap_or(nowhere));
     }
@@ -122,7 +144,21 @@ pub fn greet(fd: RawFd, tcp: bool) -> Peer {
 
 #[cfg(test)]
 mod tests {
-    use super::listen;
+    use super::{KEEPALIVE_IDLE, greet, listen};
+    use rustix::net::sockopt;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn a_tcp_client_that_is_gone_is_noticed() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let _client = TcpStream::connect(address).expect("connected");
+        let (served, from) = listener.accept().expect("accepted");
+        assert_eq!(greet(served.as_raw_fd(), true).to_string(), from.to_string());
+        assert!(sockopt::socket_keepalive(&served).expect("an option"));
+        assert_eq!(sockopt::tcp_keepidle(&served).expect("an option"), KEEPALIVE_IDLE);
+    }
 
     #[test]
     fn a_stale_socket_is_replaced_and_a_busy_one_is_not() {

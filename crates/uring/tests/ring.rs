@@ -490,6 +490,22 @@ fn the_end_finishes_what_has_arrived_and_refuses_nothing() {
 }
 
 #[test]
+fn a_write_that_has_not_arrived_whole_does_not_hold_up_the_end() {
+    let host = host(Setup::default());
+    let mut client = host.connect();
+    let mut reader = host.connect();
+    let half = client.header(WRITE, 0, 4 << 20);
+    client.stream.write_all(&half).expect("a header");
+    client.stream.write_all(&pattern(0, 2 << 20, 3)).expect("half of the payload");
+    host.until("what arrived", |host| host.switches.steps.load(Ordering::SeqCst) == 2);
+    assert_eq!(reader.get(0, 4096), Ok(pattern(0, 4096, 3)));
+    host.runtime.shutdown_within(60_000).expect("an orderly end");
+    let reasons = host.reasons();
+    assert!(reasons.iter().all(|reason| *reason == "the server is stopping"), "{reasons:?}");
+    assert_eq!(reasons.len(), 2);
+}
+
+#[test]
 fn a_stalled_client_holds_up_the_end_only_to_the_limit() {
     let host = host(Setup::default());
     let mut stalled = host.connect();

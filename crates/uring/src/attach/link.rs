@@ -18,11 +18,7 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 pub const RECEIVE_BYTES_MAX: usize = 16 << 10;
 /// The most exchanges that are kept: far more than any negotiation has.
 const EXCHANGES_MAX: usize = 1024;
-/// An idle connection to a machine that is gone is noticed after about a minute.
-const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
-const KEEPALIVE_PROBES: u32 = 3;
-/// So is one over which something was sent.
+/// A connection over which something was sent to a machine that is gone ends after this time.
 const UNACKNOWLEDGED_MS_MAX: u32 = 30_000;
 
 /// Where a server is, names resolved.
@@ -147,10 +143,7 @@ fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<OwnedFd> {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 let socket = OwnedFd::from(stream);
-                sockopt::set_socket_keepalive(&socket, true)?;
-                sockopt::set_tcp_keepidle(&socket, KEEPALIVE_IDLE)?;
-                sockopt::set_tcp_keepintvl(&socket, KEEPALIVE_INTERVAL)?;
-                sockopt::set_tcp_keepcnt(&socket, KEEPALIVE_PROBES)?;
+                crate::net::keep_alive(&socket)?;
                 sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MS_MAX)?;
                 return Ok(socket);
             }

@@ -110,6 +110,12 @@ pub struct Ios {
 }
 
 impl Ios {
+    /// The kernel may read the zeroes for an origin even after the end: they stay mapped until the
+    /// process ends.
+    pub fn leave_zeroes_mapped(&self) {
+        std::mem::forget(self.zeroes.clone());
+    }
+
     /// For these origins, by export slot.
     #[must_use]
     pub fn new(targets: Box<[Option<OriginTarget>]>, zeroes: Arc<Mapping>) -> Self {

@@ -101,6 +101,7 @@ impl<C: Core> Ring<C> {
         if busy {
             // The kernel may still write into the reserve: it stays mapped until the process ends.
             std::mem::forget(self.shared.mapping.clone());
+            self.ios.leave_zeroes_mapped();
         }
         Some(Ending { flushed, stuck: busy })
     }

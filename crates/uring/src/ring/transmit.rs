@@ -347,7 +347,8 @@ impl<C: Core> Ring<C> {
         }
         let idle = !connection.runnable && !connection.blocked;
         if self.stopping.is_some() && idle {
-            if connection.is_quiet() {
+            // What a write lacks is not received any more: nothing would ever end it.
+            if connection.is_answered() {
                 self.begin_closing(slot, "the server is stopping");
             }
             return;
