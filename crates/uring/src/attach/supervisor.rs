@@ -39,6 +39,8 @@ const RETRY_MAX: Duration = Duration::from_secs(2);
 /// The driver tells of a death shortly before it notes it down, and would not take a socket yet.
 const PREMATURE: Duration = Duration::from_millis(50);
 const PREMATURE_MAX: u32 = 4;
+/// Attempts to restore more connections than the server takes.
+const FURTHER_MAX: u32 = 6;
 /// What JavaScript has not fetched yet; beyond that the oldest is dropped.
 const EVENTS_MAX: usize = 256;
 const COMMANDS_MAX: usize = 8;
@@ -213,7 +215,11 @@ pub fn attach(link: Link, spec: AttachSpec) -> Result<Attachment, RuntimeError> 
     let thread = spawn_quiet("ringfence-attach", STACK_BYTES, body).map_err(refused)?;
     let (index, more) = started.recv().map_err(|_| RuntimeError::Stopped)??;
     guards.extend(more);
-    let lock = early_lock.map_or_else(|| lock_device(index), Ok)?;
+    let lock = early_lock.map_or_else(|| lock_device(index), Ok).inspect_err(|_| {
+        // The thread would go on with nobody to tell it to end.
+        lock(&shared.commands).push_back(Command::Detach);
+        shared.signal.ring();
+    })?;
     Ok(Attachment { index, guards, shared, thread: Mutex::new(Some(thread)), _lock: lock })
 }
 
@@ -276,7 +282,13 @@ fn open(
         spec: spec.device,
         shared,
     };
-    driver.be_patient().map_err(refused)?;
+    if let Err(error) = driver.be_patient() {
+        if !spec.take_over {
+            // Nobody would mend it.
+            let _first_error_counts = driver.detach();
+        }
+        return Err(refused(error));
+    }
     let shared = driver.shared.clone();
     let dead_timeout = Duration::from_secs(u64::from(driver.spec.dead_timeout_seconds));
     Ok(Supervisor { driver, shared, transcript, scratch, connections, dead_timeout, mending })
@@ -415,6 +427,8 @@ struct Mending {
     pause: Duration,
     restored: u32,
     premature: u32,
+    /// Attempts in vain since something was restored.
+    further: u32,
     /// What was told already, so that it is told once.
     told_away: bool,
     told_failing: bool,
@@ -428,6 +442,7 @@ impl Mending {
             pause: RETRY_MIN,
             restored: 0,
             premature: 0,
+            further: 0,
             told_away: false,
             told_failing: false,
         }
@@ -496,7 +511,7 @@ impl<D: Driver> Supervisor<D> {
 
     fn connection_died(&mut self) {
         match &mut self.mending {
-            Some(mending) => mending.restored = 0,
+            Some(mending) => (mending.restored, mending.further) = (0, 0),
             None => {
                 self.shared.tell(AttachEvent::Dead);
                 self.mending = Some(Mending::new(Instant::now()));
@@ -534,7 +549,18 @@ impl<D: Driver> Supervisor<D> {
         }
     }
 
+    /// Requests go over what was restored. Whether another connection is dead is only known when one
+    /// is offered, and the server may have no room for more.
+    fn failed_further(&mut self, mending: &mut Mending) {
+        mending.further += 1;
+        mending.again_later();
+        self.mending = (mending.further < FURTHER_MAX).then_some(*mending);
+    }
+
     fn failed(&mut self, error: ReplayError, mending: &mut Mending) {
+        if mending.restored > 0 && matches!(error, ReplayError::Away(_)) {
+            return self.failed_further(mending);
+        }
         match error {
             ReplayError::Away(error) => {
                 if !std::mem::replace(&mut mending.told_away, true) {

@@ -240,6 +240,24 @@ fn a_death_that_is_not_noted_yet_is_tried_again_and_a_false_alarm_ends() {
 }
 
 #[test]
+fn a_server_without_room_for_all_connections_is_not_said_to_be_away() {
+    // The first connection, and one that takes the place of a dead one.
+    let mut server = Server::start("room", b"yes!", 2);
+    let link = server.link();
+    let mut supervisor = supervisor(link, &[], 1, 3);
+    supervisor.connection_died();
+    supervisor.mend();
+    server.end();
+    while let Some(mending) = supervisor.mending {
+        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
+        supervisor.mend();
+    }
+    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    assert_eq!(events, [AttachEvent::Dead, AttachEvent::Restored]);
+    assert!(!supervisor.driver.failing, "requests go on over the others");
+}
+
+#[test]
 fn a_device_that_somebody_else_detached_ends_the_thread() {
     let mut server = Server::start("gone", b"yes!", 1);
     let link = server.link();
