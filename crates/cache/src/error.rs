@@ -118,6 +118,15 @@ pub enum OpenError {
         /// What the cache knows.
         known: String,
     },
+    /// Nobody would write to the origin what it lacks.
+    #[error(
+        "export {name} cannot be read-only: the cache holds data that its origin does not have \
+         yet; serve it writable and drain it first"
+    )]
+    ReadOnlyDirty {
+        /// The export.
+        name: String,
+    },
     /// More dirty data than the index can map.
     #[error(
         "the index of {leaves} leaves (4 KiB each) cannot map what is dirty: start with a larger \

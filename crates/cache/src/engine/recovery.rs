@@ -14,7 +14,7 @@ use super::superblock::SuperblockKeeper;
 use super::tables::{FixedQueue, IoTable, Slots, TicketLinks, TicketQueue};
 use super::{EFFECTS_MAX, Engine};
 use crate::canary;
-use crate::config::{Config, ExportOptions, OpenedExport};
+use crate::config::{Config, ExportOptions, Mode, OpenedExport};
 use crate::counters::{Counter, Counters, ExportCounter};
 use crate::error::OpenError;
 use crate::format::{
@@ -164,6 +164,7 @@ impl Engine {
         let (mut found, facts) = scanner.scan()?;
         rebuild.seed(&facts);
         rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
+        rebuild.refuse_dirty_read_only()?;
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
         if table.next_layer != next_layer || !found_table.copies_agree {
             layout::write_export_table(storage, &mut table, table_slot)?;
@@ -281,6 +282,18 @@ impl Rebuild {
             self.next_use = max_use.map_or(0, |newest| newest + 1);
         }
         Ok(())
+    }
+
+    /// A read-only export's origin is not written to: what it lacks would stay in the log for ever.
+    fn refuse_dirty_read_only(&self) -> Result<(), OpenError> {
+        let is_stuck = |opened: &&OpenedExport| {
+            let export = self.exports.get(opened.slot);
+            export.mode == Mode::ReadOnly && export.is_dirty()
+        };
+        match self.recovery.exports.iter().find(is_stuck) {
+            Some(opened) => Err(OpenError::ReadOnlyDirty { name: opened.name.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Notes that durable records are lost, or refuses to go on without them (rule 4). What was

@@ -237,6 +237,22 @@ fn leaves_that_run_out_cost_clean_blocks_and_never_dirty_ones() {
     assert_eq!(bench.read(3 * LEAF_BLOCKS, 1), [Some(0x13)]);
 }
 
+#[test]
+fn an_export_whose_origin_lacks_something_is_not_made_read_only() {
+    let mut bench = dirty();
+    let mut watched = Watched::new(&bench.disk);
+    bench.options[0].mode = Mode::ReadOnly;
+    let refused = bench.open_on(&mut watched).expect_err("dirty").to_string();
+    assert!(refused.contains("serve it writable and drain it first"), "{refused}");
+    assert!(watched.done.iter().all(|done| !matches!(done, Operation::Write(_))));
+    bench.options[0].mode = Mode::Writeback;
+    bench.restart();
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    bench.options[0].mode = Mode::ReadOnly;
+    bench.restart();
+    assert_eq!(bench.read(0, 8), (1..=8).map(Some).collect::<Vec<_>>());
+}
+
 /// Two leaves, both clean: the one that makes room is the one that the step counted on.
 #[test]
 fn a_step_survives_that_its_own_leaf_makes_room() {
