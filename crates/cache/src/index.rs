@@ -118,6 +118,11 @@ impl IndexEntry {
         self.is_client_data() && (self.value() >= watermark_end.0 || self.kind() == KIND_BAD)
     }
 
+    /// Where what a client wrote is, or the lowest address.
+    const fn client_address(self) -> LogAddress {
+        LogAddress(if self.is_client_data() { self.value() } else { 0 })
+    }
+
     const fn is_missing(self) -> bool {
         self.kind() == 0
     }
@@ -145,6 +150,8 @@ struct LeafOwner {
     directory_index: u32,
     /// Entries that are not missing.
     used: u16,
+    /// The highest address of client data that it has had: below the watermark, hardly any is dirty.
+    newest: LogAddress,
 }
 
 /// The page tables of all exports over one arena of leaves.
@@ -258,6 +265,7 @@ impl Index {
         let owner = self.owners[leaf].as_mut().expect("a leaf in use has an owner");
         owner.used += u16::from(!entry.is_missing());
         owner.used -= u16::from(!old.is_missing());
+        owner.newest = owner.newest.max(entry.client_address());
         if owner.used == 0 {
             self.release(leaf, IndexEntry::MISSING);
         }
@@ -277,6 +285,7 @@ impl Index {
             export,
             directory_index: u32::try_from(directory_index).expect("a directory below 2^32"),
             used: if shared.is_missing() { 0 } else { LEAF_BLOCKS as u16 },
+            newest: shared.client_address(),
         });
         self.directories[export.index()][directory_index] = IndexEntry::leaf(leaf);
         Ok(leaf as usize)
@@ -377,19 +386,15 @@ impl Index {
         found
     }
 
-    /// Frees one leaf that holds only clean blocks, looking at no more than `tries` leaves. Clean
-    /// blocks may be forgotten at any time, the origin has them; dirty ones never (rule 6).
-    pub fn evict_clean_leaf(
-        &mut self,
-        tries: usize,
-        watermark_ends: &dyn Fn(ExportSlot) -> LogAddress,
-    ) -> bool {
-        for _ in 0..tries.min(self.leaves.len()) {
+    /// Frees one leaf that holds only clean blocks, if there is one. Clean blocks may be forgotten at
+    /// any time, the origin has them; dirty ones never (rule 6).
+    pub fn evict_clean_leaf(&mut self, watermark_ends: &dyn Fn(ExportSlot) -> LogAddress) -> bool {
+        for _ in 0..self.leaves.len() {
             let leaf = self.eviction_hand;
             self.eviction_hand = (self.eviction_hand + 1) % self.leaves.len();
             let Some(owner) = self.owners[leaf] else { continue };
             let end = watermark_ends(owner.export);
-            if self.leaves[leaf].iter().any(|entry| entry.is_dirty(end)) {
+            if owner.newest >= end || self.leaves[leaf].iter().any(|entry| entry.is_dirty(end)) {
                 continue;
             }
             let stored = self.leaves[leaf].iter().filter(|e| e.kind() == KIND_STORED).count();
@@ -417,6 +422,8 @@ impl Index {
             let Some(owner) = owner else { continue };
             let count = self.leaves[leaf].iter().filter(|entry| !entry.is_missing()).count();
             assert_eq!(usize::from(owner.used), count, "entries of leaf {leaf}");
+            let newest = self.leaves[leaf].iter().map(|entry| entry.client_address()).max();
+            assert!(newest <= Some(owner.newest), "client data of leaf {leaf}");
             let entry = self.directories[owner.export.index()][owner.directory_index as usize];
             assert_eq!(entry.as_leaf(), Some(leaf), "leaf {leaf} is where its owner says");
         }
@@ -486,8 +493,8 @@ mod tests {
         let more = IndexEntry::stored(LogAddress(2), true);
         assert_eq!(index.set(EXPORT, 600, more), Err(LeavesExhausted));
         assert_eq!(index.get(EXPORT, 600), IndexEntry::MISSING);
-        assert!(!index.evict_clean_leaf(4, &|_| LogAddress(0)), "a dirty leaf stays");
-        assert!(index.evict_clean_leaf(4, &|_| LogAddress(2)), "a clean leaf goes");
+        assert!(!index.evict_clean_leaf(&|_| LogAddress(0)), "a dirty leaf stays");
+        assert!(index.evict_clean_leaf(&|_| LogAddress(2)), "a clean leaf goes");
         index.set(EXPORT, 600, more).expect("the leaf is free again");
     }
 

@@ -495,12 +495,12 @@ impl Rebuild {
     ) -> Result<(), OpenError> {
         let is_zero = !matches!(entry(0).place(), crate::index::Place::Stored(_));
         let exports = &self.exports;
-        let tries = self.index.leaves_total();
         // What is forgotten may be what the run counted on: it needs more then.
         let make_room = |index: &mut Index, needed: &dyn Fn(&Index) -> usize| {
             while index.leaves_free() < needed(index) {
-                if !index.evict_clean_leaf(tries, &|slot| exports.watermark_end(slot)) {
-                    let leaves = u32::try_from(tries).expect("a number of leaves");
+                if !index.evict_clean_leaf(&|slot| exports.watermark_end(slot)) {
+                    let leaves = index.leaves_total();
+                    let leaves = u32::try_from(leaves).expect("a number of leaves");
                     return Err(OpenError::IndexTooSmall { leaves });
                 }
             }

@@ -13,9 +13,6 @@ use crate::index::{Index, IndexEntry};
 use crate::limits::BLOCK_BYTES_U32;
 use crate::units::{BLOCK_BYTES_U64, Buffer, ExportSlot, Ticket};
 
-/// Leaves looked at for a clean one when leaves run out.
-const EVICTION_TRIES: usize = 64;
-
 /// A step as blocks: which are written, and which of them only in part.
 #[derive(Clone, Copy, Debug)]
 pub struct WritePlan {
@@ -132,7 +129,7 @@ impl Engine {
     pub(super) fn ensure_leaves(&mut self, needed: impl Fn(&Index) -> usize) -> Result<(), NoRoom> {
         let exports = &self.exports;
         while self.index.leaves_free() < needed(&self.index) {
-            if !self.index.evict_clean_leaf(EVICTION_TRIES, &|slot| exports.watermark_end(slot)) {
+            if !self.index.evict_clean_leaf(&|slot| exports.watermark_end(slot)) {
                 return Err(NoRoom);
             }
         }

@@ -7,8 +7,8 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Command, Control, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage, StorageError,
-    check,
+    Command, Control, ExportSlot, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage,
+    StorageError, check,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -235,6 +235,25 @@ fn leaves_that_run_out_cost_clean_blocks_and_never_dirty_ones() {
     bench.restart();
     assert_eq!(bench.read(LEAF_BLOCKS, 1), [Some(0x21)], "a refusal loses nothing");
     assert_eq!(bench.read(3 * LEAF_BLOCKS, 1), [Some(0x13)]);
+}
+
+/// Of 72 leaves 70 are dirty, and stay so.
+#[test]
+fn a_clean_leaf_is_found_wherever_it_is() {
+    let mut bench = Bench::sized(&[STRICT, STRICT], 72 * LEAF_BLOCKS, 0);
+    bench.config.index_bytes = Some(72 * BLOCK_BYTES_U64);
+    bench.restart();
+    bench.faults.origin_writes_of = Some(1);
+    for leaf in 0..70 {
+        bench.write(1, leaf * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 1).expect("written");
+    }
+    for leaf in 0..2 {
+        bench.write_block(leaf * LEAF_BLOCKS, 2);
+    }
+    assert_eq!(bench.control(Control::Drain(Some(ExportSlot(0)))), Some(Ok(())));
+    // Nothing else happens that would make the engine look again.
+    let third = bench.begin_write_to(0, 2 * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 3);
+    assert_eq!(bench.answer(third).map(|answer| answer.result), Some(Ok(())));
 }
 
 #[test]
