@@ -118,9 +118,9 @@ impl IndexEntry {
         self.is_client_data() && (self.value() >= watermark_end.0 || self.kind() == KIND_BAD)
     }
 
-    /// Where what a client wrote is, or the lowest address.
-    const fn client_address(self) -> LogAddress {
-        LogAddress(if self.is_client_data() { self.value() } else { 0 })
+    /// Where it is, if a client wrote it.
+    fn client_address(self) -> Option<LogAddress> {
+        self.is_client_data().then_some(LogAddress(self.value()))
     }
 
     const fn is_missing(self) -> bool {
@@ -151,7 +151,7 @@ struct LeafOwner {
     /// Entries that are not missing.
     used: u16,
     /// The highest address of client data that it has had: below the watermark, hardly any is dirty.
-    newest: LogAddress,
+    newest: Option<LogAddress>,
 }
 
 /// The page tables of all exports over one arena of leaves.
@@ -394,7 +394,8 @@ impl Index {
             self.eviction_hand = (self.eviction_hand + 1) % self.leaves.len();
             let Some(owner) = self.owners[leaf] else { continue };
             let end = watermark_ends(owner.export);
-            if owner.newest >= end || self.leaves[leaf].iter().any(|entry| entry.is_dirty(end)) {
+            let may_be_dirty = owner.newest.is_some_and(|newest| newest >= end);
+            if may_be_dirty || self.leaves[leaf].iter().any(|entry| entry.is_dirty(end)) {
                 continue;
             }
             let stored = self.leaves[leaf].iter().filter(|e| e.kind() == KIND_STORED).count();
@@ -423,7 +424,7 @@ impl Index {
             let count = self.leaves[leaf].iter().filter(|entry| !entry.is_missing()).count();
             assert_eq!(usize::from(owner.used), count, "entries of leaf {leaf}");
             let newest = self.leaves[leaf].iter().map(|entry| entry.client_address()).max();
-            assert!(newest <= Some(owner.newest), "client data of leaf {leaf}");
+            assert!(newest.flatten() <= owner.newest, "client data of leaf {leaf}");
             let entry = self.directories[owner.export.index()][owner.directory_index as usize];
             assert_eq!(entry.as_leaf(), Some(leaf), "leaf {leaf} is where its owner says");
         }
@@ -496,6 +497,15 @@ mod tests {
         assert!(!index.evict_clean_leaf(&|_| LogAddress(0)), "a dirty leaf stays");
         assert!(index.evict_clean_leaf(&|_| LogAddress(2)), "a clean leaf goes");
         index.set(EXPORT, 600, more).expect("the leaf is free again");
+    }
+
+    #[test]
+    fn a_leaf_that_no_client_wrote_to_goes_before_anything_was_destaged() {
+        let mut index = Index::new(&[2048], 2);
+        index.set(EXPORT, 0, IndexEntry::stored(LogAddress(1), true)).expect("a leaf");
+        index.set(EXPORT, 600, IndexEntry::stored(LogAddress(2), false)).expect("a leaf");
+        assert!(index.evict_clean_leaf(&|_| LogAddress(0)), "what was filled goes");
+        assert!(!index.evict_clean_leaf(&|_| LogAddress(0)), "what a client wrote stays");
     }
 
     #[test]
