@@ -95,7 +95,7 @@ pub enum OpenError {
     /// Another size than the data belongs to.
     #[error(
         "export {name}: the origin has {size_bytes} bytes, the cache knows it with {known_bytes}: \
-         name the right origin, or give the export another name"
+         name the right origin, or give it back its size"
     )]
     OriginSize {
         /// The export.
@@ -108,7 +108,7 @@ pub enum OpenError {
     /// Another origin than the data belongs to.
     #[error(
         "export {name}: its origin is {found}, but the cache holds data of {known}: name the right \
-         origin, or give the export another name"
+         origin; under another name it would be a new export"
     )]
     OriginIdentity {
         /// The export.
@@ -126,6 +126,17 @@ pub enum OpenError {
     ReadOnlyDirty {
         /// The export.
         name: String,
+    },
+    /// Another export's data was never written to this origin.
+    #[error(
+        "export {name}: the cache holds data of export {owed} that this origin does not have yet; \
+         serve it under that name and drain it first"
+    )]
+    OriginOwed {
+        /// The export.
+        name: String,
+        /// Whose data it is.
+        owed: String,
     },
     /// More dirty data than the index can map.
     #[error(

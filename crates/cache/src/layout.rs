@@ -35,6 +35,7 @@ pub fn format(storage: &mut dyn Storage, options: &FormatOptions) -> Result<(), 
         storage.write(offset, &[0; BLOCK_BYTES])?;
     }
     storage.flush()?;
+    erase_foreign_signatures(storage)?;
     write_export_table(storage, &mut ExportTable::new(options.uuid), 0)?;
     let mut superblock = Superblock::of_current_version();
     superblock.cache_uuid = options.uuid;
@@ -46,6 +47,15 @@ pub fn format(storage: &mut dyn Storage, options: &FormatOptions) -> Result<(), 
     superblock.tail = U64::new(1);
     write_superblocks(storage, &mut superblock)?;
     Ok(())
+}
+
+/// What other programs recognise lies at the start of a device, or at its end: an array, a volume
+/// or another cache that was there would be found again at the next boot, and take it.
+fn erase_foreign_signatures(storage: &mut dyn Storage) -> Result<(), StorageError> {
+    let zeroes = vec![0; SEGMENTS_OFFSET as usize];
+    storage.write(0, &zeroes)?;
+    let blocks_end = storage.size_bytes() / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+    storage.write(blocks_end - SEGMENTS_OFFSET, &zeroes)
 }
 
 /// Writes and flushes both superblocks, one after the other (rule 5).
@@ -60,20 +70,33 @@ pub fn write_superblocks(
     Ok(())
 }
 
-/// Reads both superblocks, intact or not; `None` where the device ends before it.
+/// Reads both superblocks, intact or not; `None` where the device ends before it, zeroes where it
+/// cannot be read: then the other copy decides.
 ///
 /// # Errors
-/// When the device cannot be read.
+/// When the device can read neither.
 pub fn read_superblocks(
     storage: &mut dyn Storage,
 ) -> Result<[Option<[u8; BLOCK_BYTES]>; 2], StorageError> {
     let mut copies = [None; 2];
+    let (mut read, mut failed) = (0, None);
     for (offset, copy) in SUPERBLOCK_OFFSETS.into_iter().zip(&mut copies) {
-        if storage.size_bytes() >= offset + BLOCK_BYTES as u64 {
-            storage.read_at(offset, copy.insert([0; BLOCK_BYTES]))?;
+        if storage.size_bytes() < offset + BLOCK_BYTES as u64 {
+            continue;
+        }
+        let block = copy.insert([0; BLOCK_BYTES]);
+        match storage.read_at(offset, block) {
+            Ok(()) => read += 1,
+            Err(error) => {
+                block.fill(0);
+                failed = Some(error);
+            }
         }
     }
-    Ok(copies)
+    match failed {
+        Some(error) if read == 0 => Err(error),
+        _ => Ok(copies),
+    }
 }
 
 /// Reads both superblocks and returns the newer intact one.
@@ -127,15 +150,21 @@ pub fn read_export_slot(
 /// Reads both slots of the export table and returns the newer intact one.
 ///
 /// # Errors
-/// When neither is intact.
+/// When neither is intact, or one cannot be read and the other is not intact.
 pub fn read_export_table(
     storage: &mut dyn Storage,
     cache_uuid: &Uuid,
 ) -> Result<FoundTable, OpenError> {
-    let mut found = Vec::new();
+    let (mut found, mut failed) = (Vec::new(), None);
     for (slot, offset) in EXPORT_TABLE_OFFSETS.into_iter().enumerate() {
-        found
-            .extend(read_export_slot(storage, offset, cache_uuid)?.ok().map(|table| (slot, table)));
+        match read_export_slot(storage, offset, cache_uuid) {
+            Ok(Ok(table)) => found.push((slot, table)),
+            Ok(Err(_)) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    if let (true, Some(error)) = (found.is_empty(), failed) {
+        return Err(error.into());
     }
     let copies_agree =
         matches!(&found[..], [(_, one), (_, other)] if one.generation == other.generation);

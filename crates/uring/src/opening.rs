@@ -12,7 +12,7 @@ use crate::spin::Spin;
 use crate::storage::DirectStorage;
 use crate::thread::{REQUESTS_MAX, Start, start};
 use crate::window::CONNECTION_BYTES;
-use ringfence_cache::format::Superblock;
+use ringfence_cache::format::{FORMAT_VERSION, Superblock};
 use ringfence_cache::limits::{EXPORTS_MAX, SUPERBLOCK_OFFSETS};
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{
@@ -141,8 +141,11 @@ fn read_superblock(storage: &mut DirectStorage) -> Result<Superblock, OpenError>
     for offset in SUPERBLOCK_OFFSETS {
         let mut block = [0; BLOCK_BYTES];
         if storage.size_bytes() >= offset + BLOCK_BYTES as u64 {
-            storage.read_at(offset, &mut block)?;
-            if let Ok(superblock) = Superblock::parse(&block) {
+            let intact = storage.read_at(offset, &mut block).is_ok();
+            if intact
+                && let Ok(superblock) = Superblock::parse(&block)
+                && superblock.version() == FORMAT_VERSION
+            {
                 return Ok(superblock);
             }
         }

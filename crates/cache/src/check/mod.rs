@@ -184,16 +184,17 @@ fn check_export_tables(
     let mut checked = EXPORT_TABLE_OFFSETS
         .map(|offset_bytes| CheckedCopy { offset_bytes, state: CopyState::Intact });
     for copy in &mut checked {
-        let slot = layout::read_export_slot(storage, copy.offset_bytes, &superblock.cache_uuid)?;
+        let slot = layout::read_export_slot(storage, copy.offset_bytes, &superblock.cache_uuid);
         let (severity, state, problem) = match slot {
-            Ok(table) if table.generation == newest.generation => continue,
-            Ok(table) => {
+            Ok(Ok(table)) if table.generation == newest.generation => continue,
+            Ok(Ok(table)) => {
                 let (old, new) = (table.generation, newest.generation);
                 let problem = format!("generation {old}, while the other slot has {new}");
                 // Before slots were written in pairs this was how they stood.
                 (Severity::Note, CopyState::Older, problem)
             }
-            Err(mismatch) => (Severity::Damage, CopyState::Damaged, mismatch.to_string()),
+            Ok(Err(mismatch)) => (Severity::Damage, CopyState::Damaged, mismatch.to_string()),
+            Err(error) => (Severity::Damage, CopyState::Damaged, error.to_string()),
         };
         copy.state = state;
         findings.push(Finding {

@@ -109,7 +109,7 @@ pub(crate) struct Survey {
 /// what is accepted of it.
 ///
 /// # Errors
-/// When the device cannot be read, or more is dirty than the index can map.
+/// When the device cannot be read.
 pub(crate) fn survey(
     scanner: &mut Scanner<'_>,
     table: &ExportTable,
@@ -119,11 +119,20 @@ pub(crate) fn survey(
     let mut table = table.clone();
     // Layers that the table does not know are for `check` to name.
     table.next_layer = U32::new(u32::MAX);
-    let config = Config::default();
+    let mut config = Config::default();
     let (superblock, geometry) = (scanner.superblock, scanner.geometry);
-    let mut rebuild = Rebuild::new(superblock, &mut table, geometry, &[], &config)?;
-    rebuild.seed(facts);
-    rebuild.replay(scanner, found, facts, true)?;
+    let rebuild = loop {
+        let mut rebuild = Rebuild::new(superblock, &mut table, geometry, &[], &config)?;
+        rebuild.seed(facts);
+        match rebuild.replay(scanner, found, facts, true) {
+            Ok(()) => break rebuild,
+            // It may have been served with a larger index.
+            Err(OpenError::IndexTooSmall { leaves }) => {
+                config.index_bytes = Some(2 * u64::from(leaves) * BLOCK_BYTES_U64);
+            }
+            Err(error) => return Err(error),
+        }
+    };
     Ok(Survey {
         index: rebuild.index,
         exports: rebuild.exports,
@@ -151,6 +160,11 @@ impl Engine {
         // Rule 1: what is read from here on can no longer be taken back by a power cut.
         storage.flush()?;
         let mut superblock = layout::read_superblock(storage)?;
+        let features = superblock.features_read_only.get();
+        if features != 0 {
+            // Others may read such a cache, but not write to it.
+            return Err(OpenError::Newer { version: superblock.version(), features });
+        }
         let found_table = layout::read_export_table(storage, &superblock.cache_uuid)?;
         let (mut table, table_slot) = (found_table.table, found_table.slot);
         let next_layer = table.next_layer;
@@ -165,6 +179,7 @@ impl Engine {
         rebuild.seed(&facts);
         rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
         rebuild.refuse_dirty_read_only()?;
+        rebuild.refuse_owed_origins(&table)?;
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
         if table.next_layer != next_layer || !found_table.copies_agree {
             layout::write_export_table(storage, &mut table, table_slot)?;
@@ -294,6 +309,24 @@ impl Rebuild {
             Some(opened) => Err(OpenError::ReadOnlyDirty { name: opened.name.clone() }),
             None => Ok(()),
         }
+    }
+
+    /// An origin under another name than before: what the cache holds for it would be missed, and
+    /// be written over what is written now once somebody uses the old name again.
+    fn refuse_owed_origins(&self, table: &ExportTable) -> Result<(), OpenError> {
+        for opened in &self.recovery.exports {
+            let origin = table.exports[opened.slot.index()].origin();
+            let owes = |slot: &ExportSlot| {
+                *slot != opened.slot
+                    && self.exports.get(*slot).is_dirty()
+                    && table.exports[slot.index()].origin() == origin
+            };
+            if let Some(other) = self.exports.in_use().find(owes) {
+                let owed = table.exports[other.index()].name();
+                return Err(OpenError::OriginOwed { name: opened.name.clone(), owed });
+            }
+        }
+        Ok(())
     }
 
     /// Notes that durable records are lost, or refuses to go on without them (rule 4). What was

@@ -2,8 +2,10 @@
 
 use crate::bench::{Bench, Disk, EXPORT_BLOCKS};
 use ringfence_cache::counters::{Counter, ExportCounter};
+use ringfence_cache::format::Superblock;
 use ringfence_cache::limits::{
-    EXPORTS_MAX, SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, footer_bytes,
+    EXPORT_TABLE_OFFSETS, EXPORTS_MAX, SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS,
+    footer_bytes,
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
@@ -32,6 +34,8 @@ struct Watched {
     changes_left: usize,
     /// Whether it knows, as a sparse file does, where there are only zeroes.
     knows_zeroes: bool,
+    /// Where it cannot be read.
+    unreadable: Option<u64>,
 }
 
 impl Watched {
@@ -42,6 +46,7 @@ impl Watched {
             blocks_read: Vec::new(),
             changes_left: usize::MAX,
             knows_zeroes: false,
+            unreadable: None,
         }
     }
 
@@ -68,6 +73,15 @@ impl Storage for Watched {
         for piece in pieces.iter() {
             let first = piece.offset / BLOCK_BYTES_U64;
             self.blocks_read.extend((first..).take(piece.into.len() / BLOCK_BYTES));
+        }
+        if let Some(bad) = self.unreadable {
+            let touches = |piece: &ReadPiece<'_>| {
+                (piece.offset..piece.offset + piece.into.len() as u64).contains(&bad)
+            };
+            if pieces.iter().any(touches) {
+                let source = std::io::Error::other("a bad sector");
+                return Err(StorageError { operation: "read", offset: bad, source });
+            }
         }
         self.disk.read(pieces)
     }
@@ -254,6 +268,70 @@ fn a_clean_leaf_is_found_wherever_it_is() {
     // Nothing else happens that would make the engine look again.
     let third = bench.begin_write_to(0, 2 * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 3);
     assert_eq!(bench.answer(third).map(|answer| answer.result), Some(Ok(())));
+}
+
+#[test]
+fn what_has_a_second_copy_need_not_be_readable() {
+    let mut bench = dirty();
+    for offset in SUPERBLOCK_OFFSETS.into_iter().chain(EXPORT_TABLE_OFFSETS) {
+        let mut watched = Watched { unreadable: Some(offset), ..Watched::new(&bench.disk) };
+        let report = check(&mut watched).expect("a cache");
+        assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+        assert_eq!(report.findings[0].offset_bytes, Some(offset));
+        bench.open_on(&mut watched).expect("the other copy is good");
+        assert_eq!(bench.read(0, 8), (1..=8).map(Some).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn a_format_leaves_nothing_that_other_programs_would_recognise() {
+    let mut disk = Bench::new(&[STRICT]).disk;
+    disk.bytes.fill(0x55);
+    let options = FormatOptions {
+        uuid: [8; 16],
+        secret: *b"sixteen secrets!",
+        segment_bytes: SEGMENT_BYTES_MIN,
+    };
+    // Not a whole number of segments, nor of blocks.
+    disk.bytes.resize(disk.bytes.len() + (1 << 20) + 512, 0x55);
+    ringfence_cache::format(&mut disk, &options).expect("formatted");
+    let (start, end) = (&disk.bytes[..SEGMENTS_OFFSET as usize], disk.bytes.len() / 4096 * 4096);
+    assert!(start.chunks(64).all(|bytes| bytes != [0x55; 64]));
+    assert!(disk.bytes[end - (1 << 20)..end].iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn a_cache_that_others_may_only_read_is_not_written_to() {
+    let mut bench = dirty();
+    for offset in SUPERBLOCK_OFFSETS {
+        let block = &mut bench.disk.bytes[offset as usize..][..BLOCK_BYTES];
+        let mut superblock = Superblock::parse(block).expect("intact");
+        superblock.features_read_only = 1.into();
+        block.copy_from_slice(superblock.seal());
+    }
+    let mut watched = Watched::new(&bench.disk);
+    let refused = bench.open_on(&mut watched).expect_err("a feature of later versions");
+    assert!(matches!(refused, OpenError::Newer { .. }), "{refused:?}");
+    assert!(watched.done.iter().all(|done| !matches!(done, Operation::Write(_))));
+    assert_eq!(check(&mut watched).expect("it may be read").findings, []);
+}
+
+#[test]
+fn an_origin_does_not_get_another_name_while_it_lacks_something() {
+    let mut bench = dirty();
+    let mut renamed = bench.options[0].clone();
+    (renamed.name, renamed.uuid) = ("renamed".to_owned(), [9; 16]);
+    let known = std::mem::replace(&mut bench.options, vec![renamed.clone()]);
+    let mut watched = Watched::new(&bench.disk);
+    let refused = bench.open_on(&mut watched).expect_err("owed").to_string();
+    assert!(refused.contains("holds data of export export-0 that this origin"), "{refused}");
+    assert!(watched.done.iter().all(|done| !matches!(done, Operation::Write(_))));
+    bench.options = known;
+    bench.restart();
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    bench.options = vec![renamed];
+    bench.restart();
+    assert_eq!(bench.read(0, 8), (1..=8).map(Some).collect::<Vec<_>>());
 }
 
 #[test]
