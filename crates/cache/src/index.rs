@@ -162,6 +162,8 @@ pub struct Index {
     free: Vec<u32>,
     /// Blocks in the log, per export.
     cached_blocks: Box<[u64]>,
+    /// Leaves in use, per export.
+    leaves_of: Box<[usize]>,
     eviction_hand: usize,
 }
 
@@ -178,6 +180,7 @@ impl Index {
             owners: vec![None; leaves as usize].into(),
             free: (0..leaves).rev().collect(),
             cached_blocks: vec![0; export_blocks.len()].into(),
+            leaves_of: vec![0; export_blocks.len()].into(),
             eviction_hand: 0,
         }
     }
@@ -203,6 +206,12 @@ impl Index {
     #[must_use]
     pub fn leaves_total(&self) -> usize {
         self.leaves.len()
+    }
+
+    /// Leaves that an export has.
+    #[must_use]
+    pub fn leaves_of(&self, export: ExportSlot) -> usize {
+        self.leaves_of[export.index()]
     }
 
     /// Blocks of an export that are in the log.
@@ -281,6 +290,7 @@ impl Index {
     ) -> Result<usize, LeavesExhausted> {
         let leaf = self.free.pop().ok_or(LeavesExhausted)?;
         self.leaves[leaf as usize].fill(shared);
+        self.leaves_of[export.index()] += 1;
         self.owners[leaf as usize] = Some(LeafOwner {
             export,
             directory_index: u32::try_from(directory_index).expect("a directory below 2^32"),
@@ -295,6 +305,7 @@ impl Index {
     fn release(&mut self, leaf: usize, shared: IndexEntry) {
         let owner = self.owners[leaf].take().expect("a leaf in use has an owner");
         self.directories[owner.export.index()][owner.directory_index as usize] = shared;
+        self.leaves_of[owner.export.index()] -= 1;
         self.free.push(u32::try_from(leaf).expect("a leaf number"));
     }
 
@@ -386,13 +397,20 @@ impl Index {
         found
     }
 
-    /// Frees one leaf that holds only clean blocks, if there is one. Clean blocks may be forgotten at
-    /// any time, the origin has them; dirty ones never (rule 6).
-    pub fn evict_clean_leaf(&mut self, watermark_ends: &dyn Fn(ExportSlot) -> LogAddress) -> bool {
+    /// Frees one leaf that holds only clean blocks, of one export or of any, if there is one. Clean
+    /// blocks may be forgotten at any time, the origin has them; dirty ones never (rule 6).
+    pub fn evict_clean_leaf(
+        &mut self,
+        whose: Option<ExportSlot>,
+        watermark_ends: &dyn Fn(ExportSlot) -> LogAddress,
+    ) -> bool {
         for _ in 0..self.leaves.len() {
             let leaf = self.eviction_hand;
             self.eviction_hand = (self.eviction_hand + 1) % self.leaves.len();
             let Some(owner) = self.owners[leaf] else { continue };
+            if whose.is_some_and(|export| export != owner.export) {
+                continue;
+            }
             let end = watermark_ends(owner.export);
             let may_be_dirty = owner.newest.is_some_and(|newest| newest >= end);
             if may_be_dirty || self.leaves[leaf].iter().any(|entry| entry.is_dirty(end)) {
@@ -419,6 +437,7 @@ impl Index {
     pub fn check_invariants(&self) {
         let used = self.owners.iter().filter(|owner| owner.is_some()).count();
         assert_eq!(used + self.free.len(), self.leaves.len(), "every leaf is used or free");
+        assert_eq!(self.leaves_of.iter().sum::<usize>(), used, "leaves by export");
         for (leaf, owner) in self.owners.iter().enumerate() {
             let Some(owner) = owner else { continue };
             let count = self.leaves[leaf].iter().filter(|entry| !entry.is_missing()).count();
@@ -494,8 +513,8 @@ mod tests {
         let more = IndexEntry::stored(LogAddress(2), true);
         assert_eq!(index.set(EXPORT, 600, more), Err(LeavesExhausted));
         assert_eq!(index.get(EXPORT, 600), IndexEntry::MISSING);
-        assert!(!index.evict_clean_leaf(&|_| LogAddress(0)), "a dirty leaf stays");
-        assert!(index.evict_clean_leaf(&|_| LogAddress(2)), "a clean leaf goes");
+        assert!(!index.evict_clean_leaf(None, &|_| LogAddress(0)), "a dirty leaf stays");
+        assert!(index.evict_clean_leaf(None, &|_| LogAddress(2)), "a clean leaf goes");
         index.set(EXPORT, 600, more).expect("the leaf is free again");
     }
 
@@ -504,8 +523,8 @@ mod tests {
         let mut index = Index::new(&[2048], 2);
         index.set(EXPORT, 0, IndexEntry::stored(LogAddress(1), true)).expect("a leaf");
         index.set(EXPORT, 600, IndexEntry::stored(LogAddress(2), false)).expect("a leaf");
-        assert!(index.evict_clean_leaf(&|_| LogAddress(0)), "what was filled goes");
-        assert!(!index.evict_clean_leaf(&|_| LogAddress(0)), "what a client wrote stays");
+        assert!(index.evict_clean_leaf(None, &|_| LogAddress(0)), "what was filled goes");
+        assert!(!index.evict_clean_leaf(None, &|_| LogAddress(0)), "what a client wrote stays");
     }
 
     #[test]

@@ -339,6 +339,14 @@ impl Exports {
         self.in_use.iter().map(taken).sum::<u64>() < most
     }
 
+    /// Leaves of the index that an export may have of so many: the others, as long as they are
+    /// served, keep a part for themselves (rule 15).
+    pub fn leaves_max(&self, slot: ExportSlot, all: usize) -> usize {
+        let is_other = |&&other: &&ExportSlot| other != slot && self.get(other).configured;
+        let others = self.in_use.iter().filter(is_other).count();
+        all - others * (all / (DIRTY_SHARED as usize * (others + 1)))
+    }
+
     /// Per slot: the epoch that entries belong to now.
     pub fn epochs(&self) -> [u64; EXPORTS_MAX] {
         self.slots.each_ref().map(|export| export.as_ref().map_or(0, |export| export.epoch))

@@ -368,7 +368,7 @@ impl Engine {
         let block = window * WINDOW_BLOCKS + u64::from(first);
         let needed = |index: &Index| index.leaves_needed(export, block, u64::from(blocks));
         if !self.has_room_to_spare(export)
-            || self.ensure_leaves(needed).is_err()
+            || self.ensure_leaves(export, needed).is_err()
             || self.ensure_room(1, blocks, Privilege::Ordinary).is_err()
         {
             return;

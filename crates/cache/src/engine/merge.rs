@@ -142,6 +142,7 @@ impl Engine {
     fn read_partial_blocks(&mut self, ticket: Ticket, slot: ExportSlot, plan: &WritePlan) {
         let merge = self.ops[ticket.0 as usize].merge.expect("a merge slot was taken");
         self.ops[ticket.0 as usize].state = OpState::Merging;
+        let mut sources = [None, None];
         for (which, block) in plan.partial().into_iter().enumerate() {
             let Some(block) = block else { continue };
             let source = self.partial_source(ticket, slot, which, block);
@@ -152,10 +153,18 @@ impl Engine {
             let seen = self.index.get(slot, block);
             self.merges.get_mut(merge).blocks[which] =
                 Some(MergeBlock { block, seen, ready: false, overwritten: false, again: false });
-            if let Source::Device(address) = source {
+            sources[which] = Some((block, source));
+        }
+        // Reads of the device first: a fetch takes others that are queued along, and with them the
+        // I/O slots that were counted.
+        for (which, source) in sources.iter().enumerate() {
+            if let Some((_, Source::Device(address))) = source {
                 let owner = IoOwner::MergeRead { merge, which: which as u8 };
-                self.device_read(owner, address, self.merge_frame(merge, which));
-            } else {
+                self.device_read(owner, *address, self.merge_frame(merge, which));
+            }
+        }
+        for (which, source) in sources.into_iter().enumerate() {
+            if let Some((block, Source::Origin)) = source {
                 let (window, bit) = window_of(block);
                 let target = LinkTarget::Merge { which: which as u8 };
                 self.wait_for_window(ticket, slot, window, bit, target);

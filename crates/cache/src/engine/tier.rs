@@ -69,7 +69,7 @@ impl Engine {
         if self.latched
             || self.stopping
             || !self.has_room_to_spare(export)
-            || self.ensure_leaves(needed).is_err()
+            || self.ensure_leaves(export, needed).is_err()
             || self.ensure_room(1, blocks, Privilege::Ordinary).is_err()
         {
             return false;

@@ -120,20 +120,31 @@ impl Engine {
         let is_write = matches!(request.command, Command::Write { .. });
         let partial = plan.partial().iter().flatten().count() as u32;
         let (entries, blocks) = if is_write { (1, plan.span.blocks) } else { (3, partial) };
-        self.ensure_leaves(|index| plan.leaves_needed(index, slot, is_write))?;
+        self.ensure_leaves(slot, |index| plan.leaves_needed(index, slot, is_write))?;
         self.ensure_room(entries, blocks, Privilege::Ordinary)
     }
 
-    /// Makes sure that as many leaves of the index are free as are needed, forgetting clean blocks
-    /// if need be. What is forgotten may be what the step counted on: it needs more then.
-    pub(super) fn ensure_leaves(&mut self, needed: impl Fn(&Index) -> usize) -> Result<(), NoRoom> {
+    /// Makes sure that an export gets as many leaves of the index as are needed, forgetting clean
+    /// blocks if need be: its own, where it has all that it may have. What is forgotten may be what
+    /// the step counted on: it needs more then.
+    pub(super) fn ensure_leaves(
+        &mut self,
+        slot: ExportSlot,
+        needed: impl Fn(&Index) -> usize,
+    ) -> Result<(), NoRoom> {
         let exports = &self.exports;
-        while self.index.leaves_free() < needed(&self.index) {
-            if !self.index.evict_clean_leaf(&|slot| exports.watermark_end(slot)) {
+        let most = exports.leaves_max(slot, self.index.leaves_total());
+        loop {
+            let needed = needed(&self.index);
+            let is_over = self.index.leaves_of(slot) + needed > most;
+            if needed == 0 || !is_over && needed <= self.index.leaves_free() {
+                return Ok(());
+            }
+            let whose = is_over.then_some(slot);
+            if !self.index.evict_clean_leaf(whose, &|slot| exports.watermark_end(slot)) {
                 return Err(NoRoom);
             }
         }
-        Ok(())
     }
 
     /// Queues a write until there is room; it starts over then.
@@ -167,6 +178,11 @@ impl Engine {
             let request = self.ops[ticket.0 as usize].request();
             let plan = WritePlan::of(&request, self.exports.get(slot).size_bytes);
             if self.has_room(slot, &plan, &request).is_ok() {
+                // Its patience was for room: what the origin is asked for now gets its own time.
+                let patience_ns = self.exports.get(slot).wait_ns_max;
+                let until_ns = self.now.monotonic_ns.saturating_add(patience_ns);
+                let op = &mut self.ops[ticket.0 as usize];
+                op.deadline_ns = op.deadline_ns.max(until_ns);
                 self.write(ticket);
                 continue;
             }
@@ -181,20 +197,26 @@ impl Engine {
         }
     }
 
-    /// Whether a write has waited for its limit without the origin taking anything.
+    /// Whether a write has waited for its limit without an origin taking anything that would give
+    /// it room.
     fn room_wait_ended(&self, slot: ExportSlot, ticket: Ticket) -> bool {
-        let export = self.exports.get(slot);
-        let op = &self.ops[ticket.0 as usize];
-        let since_progress = export.progress_ns.saturating_add(export.wait_ns_max);
-        self.now.monotonic_ns >= op.deadline_ns.max(since_progress)
+        self.now.monotonic_ns >= self.room_wait_end_ns(slot, ticket)
+    }
+
+    fn room_wait_end_ns(&self, slot: ExportSlot, ticket: Ticket) -> u64 {
+        let makes_room = |&other: &ExportSlot| other == slot || self.reclaim.is_blocked_by(other);
+        let progress = |other: ExportSlot| self.exports.get(other).progress_ns;
+        let progress_ns = self.exports.in_use().filter(makes_room).map(progress).max();
+        let wait_ns = self.exports.get(slot).wait_ns_max;
+        let since_progress = progress_ns.unwrap_or(0).saturating_add(wait_ns);
+        self.ops[ticket.0 as usize].deadline_ns.max(since_progress)
     }
 
     /// When the first of the waiting writes may give up.
     pub(super) fn room_deadline_ns(&self) -> Option<u64> {
         let deadline = |slot: ExportSlot| {
-            let export = self.exports.get(slot);
-            let op = &self.ops[export.room_waiters.front()?.0 as usize];
-            Some(op.deadline_ns.max(export.progress_ns.saturating_add(export.wait_ns_max)))
+            let ticket = self.exports.get(slot).room_waiters.front()?;
+            Some(self.room_wait_end_ns(slot, ticket))
         };
         self.exports.in_use().filter_map(deadline).min()
     }

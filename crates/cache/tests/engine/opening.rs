@@ -9,8 +9,8 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Command, Control, ExportSlot, FormatOptions, Mode, OpenError, Order, ReadPiece, Storage,
-    StorageError, check,
+    Command, Control, ExportSlot, FormatOptions, Mode, OpenError, Order, ReadPiece, RequestError,
+    Storage, StorageError, check,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -251,23 +251,42 @@ fn leaves_that_run_out_cost_clean_blocks_and_never_dirty_ones() {
     assert_eq!(bench.read(3 * LEAF_BLOCKS, 1), [Some(0x13)]);
 }
 
-/// Of 72 leaves 70 are dirty, and stay so.
+/// Of 80 leaves 70 are dirty, and stay so.
 #[test]
 fn a_clean_leaf_is_found_wherever_it_is() {
-    let mut bench = Bench::sized(&[STRICT, STRICT], 72 * LEAF_BLOCKS, 0);
-    bench.config.index_bytes = Some(72 * BLOCK_BYTES_U64);
+    let mut bench = Bench::sized(&[STRICT, STRICT], 80 * LEAF_BLOCKS, 0);
+    bench.config.index_bytes = Some(80 * BLOCK_BYTES_U64);
     bench.restart();
     bench.faults.origin_writes_of = Some(1);
     for leaf in 0..70 {
         bench.write(1, leaf * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 1).expect("written");
     }
-    for leaf in 0..2 {
+    for leaf in 0..10 {
         bench.write_block(leaf * LEAF_BLOCKS, 2);
     }
     assert_eq!(bench.control(Control::Drain(Some(ExportSlot(0)))), Some(Ok(())));
     // Nothing else happens that would make the engine look again.
-    let third = bench.begin_write_to(0, 2 * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 3);
-    assert_eq!(bench.answer(third).map(|answer| answer.result), Some(Ok(())));
+    let another = bench.begin_write_to(0, 10 * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 3);
+    assert_eq!(bench.answer(another).map(|answer| answer.result), Some(Ok(())));
+}
+
+#[test]
+fn an_export_whose_origin_is_away_leaves_the_others_a_part_of_the_index() {
+    let mut bench = Bench::sized(&[STRICT, STRICT], 20 * LEAF_BLOCKS, 0);
+    bench.config.index_bytes = Some(16 * BLOCK_BYTES_U64);
+    bench.restart();
+    bench.faults.origin_writes_of = Some(1);
+    let write = |bench: &mut Bench, export, leaf| {
+        let ticket = bench.begin_write_to(export, leaf * LEAF_BLOCKS * BLOCK_BYTES_U64, 4096, 1);
+        bench.pass(5_000_000_000);
+        bench.answer(ticket).expect("answered").result
+    };
+    let taken = (0..20).take_while(|leaf| write(&mut bench, 1, *leaf).is_ok()).count();
+    assert_eq!(taken, 14, "all but what the other one keeps");
+    assert_eq!(write(&mut bench, 1, 15), Err(RequestError::NoSpace));
+    for leaf in [0, 7, 13] {
+        assert_eq!(write(&mut bench, 0, leaf), Ok(()));
+    }
 }
 
 #[test]

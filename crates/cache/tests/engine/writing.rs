@@ -298,6 +298,27 @@ fn what_a_partial_write_has_read_counts_no_more_once_it_is_overwritten() {
     assert_eq!([block[2048], block[4095]], [1, 1]);
 }
 
+/// It waited for room longer than anybody waits for an origin; the origin took something all along.
+#[test]
+fn a_partial_write_that_waited_for_room_may_still_ask_the_origin() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.options[0].dirty_bytes_max = Some(1 << 20);
+    bench.restart();
+    bench.faults.origin_writes = true;
+    bench.write(0, 0, 1 << 20, 1).expect("written");
+    let waiting = bench.begin_write_to(0, 1500 * 4096 + 512, 1024, 9);
+    bench.pass(SECOND);
+    assert_eq!(bench.answer(waiting), None);
+    bench.faults.origin_writes = false;
+    bench.faults.origin_flushes = true;
+    bench.pass(SECOND * 6 / 10);
+    assert_eq!(bench.answer(waiting), None, "the origin took it, but not for good");
+    bench.pass(SECOND * 6 / 10);
+    bench.faults.origin_flushes = false;
+    bench.pass(SECOND);
+    assert_eq!(bench.answer(waiting).expect("answered").result, Ok(()));
+}
+
 /// Fetches for 70 windows at a time, and two reads that need five each.
 #[test]
 fn a_small_miss_does_not_overtake_a_large_one_that_waits() {
