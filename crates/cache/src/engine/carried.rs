@@ -24,6 +24,13 @@ pub struct CarriedKey {
     pub block: u64,
 }
 
+impl CarriedKey {
+    /// The last that any entry of a version can have.
+    pub const fn last_of(export: ExportSlot, version: Sequence) -> Self {
+        Self { export, version, ordinal: u16::MAX, block: u64::MAX }
+    }
+}
+
 /// A run of blocks that was carried.
 #[derive(Clone, Copy, Debug)]
 pub struct Carried {
@@ -68,7 +75,9 @@ pub struct CarriedTable {
 impl CarriedTable {
     /// From what recovery found, in any order; the copy that lies last in the log counts.
     pub fn new(mut found: Vec<Carried>) -> Self {
-        found.sort_by_key(|carried| carried.address);
+        // Of each original in the order of the log; originals in order, so that little moves.
+        let original = |key: CarriedKey| CarriedKey { block: 0, ..key };
+        found.sort_by_key(|carried| (original(carried.key), carried.address));
         let mut table = Self { entries: Vec::with_capacity(CARRIED_MAX.max(2 * found.len())) };
         for carried in found {
             table.insert(carried);
@@ -107,6 +116,14 @@ impl CarriedTable {
             }
         }
         self.entries.insert(at, carried);
+    }
+
+    /// Where the copy of a block is, if there is one.
+    pub fn copy_of(&self, key: CarriedKey) -> Option<LogAddress> {
+        let at = self.entries.partition_point(|entry| entry.key <= key).checked_sub(1)?;
+        let entry = self.entries[at];
+        let same = CarriedKey { block: key.block, ..entry.key } == key;
+        (same && key.block < entry.end()).then(|| entry.part(key.block, key.block + 1).address)
     }
 
     /// The first entry of an export behind a key, or its first of all.
@@ -163,6 +180,8 @@ mod tests {
         assert_eq!(runs(&table), [(5, 4, 200), (9, 6, 204)]);
         table.insert(run(7, 3, 300));
         assert_eq!(runs(&table), [(5, 2, 200), (7, 3, 300), (10, 5, 205)]);
+        let copies = [4, 6, 9, 14, 15].map(|block| table.copy_of(run(block, 1, 0).key));
+        assert_eq!(copies.map(|copy| copy.map_or(0, |at| at.0)), [0, 201, 302, 209, 0]);
         table.insert(run(5, 10, 400));
         assert_eq!(runs(&table), [(5, 10, 400)]);
     }

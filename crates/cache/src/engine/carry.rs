@@ -11,7 +11,7 @@ use super::{Engine, blocks_of};
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::geometry::LogAddress;
 use crate::index::{IndexEntry, Place};
-use crate::units::ExportSlot;
+use crate::units::{ExportSlot, Sequence};
 
 /// Free segments that must be left when carrying: the one that the copies go to, and one for the
 /// record with the new tail.
@@ -77,9 +77,19 @@ impl Engine {
                 return false;
             }
             let offset = self.reclaim.block;
+            let block = entry.block.get() + offset;
+            if self.was_carried(CarriedKey {
+                export: slot,
+                version: Sequence(version),
+                ordinal,
+                block,
+            }) {
+                self.reclaim.block += 1;
+                continue;
+            }
             self.reclaim.survivors.push(Survivor {
                 export: slot,
-                block: entry.block.get() + offset,
+                block,
                 address: header.plus(1 + payload_before + offset),
                 version,
                 intact: true,
@@ -88,11 +98,20 @@ impl Engine {
             });
             self.reclaim.block += 1;
         }
+        if self.reclaim.survivors.is_empty() {
+            return true;
+        }
         // One entry at a time: what follows may be somebody else's, or clean.
         self.read_survivors();
         self.reclaim.entry += 1;
         self.reclaim.block = 0;
         false
+    }
+
+    /// Whether there is a copy of a block elsewhere: from before this segment was looked at again.
+    fn was_carried(&self, key: CarriedKey) -> bool {
+        let copy = self.carried.copy_of(key);
+        copy.is_some_and(|copy| self.log.geometry.segment_use(copy) > self.reclaim.segment_use())
     }
 
     /// Appends the dirty blocks that were read, run by run.
@@ -164,7 +183,7 @@ impl Engine {
                 self.index.set(export, block + offset, entry).expect("its leaf is there");
             }
         }
-        let version = crate::units::Sequence(version);
+        let version = Sequence(version);
         self.note_carried(export);
         let key = CarriedKey { export, version, ordinal, block };
         let (is_zero, no_hole) = (false, false);
@@ -189,7 +208,8 @@ impl Engine {
         copy.version = version.into();
         copy.epoch = epoch.into();
         copy.ordinal = ordinal.into();
-        if !entry.flags().contains(EntryFlags::INDEX_ONLY) {
+        let key = CarriedKey { export: slot, version: Sequence(version), ordinal, block: first };
+        if !entry.flags().contains(EntryFlags::INDEX_ONLY) && !self.was_carried(key) {
             if self.ensure_room(1, 0, Privilege::Reserved).is_err() {
                 self.rewind_reclaim();
                 return false;
@@ -197,9 +217,7 @@ impl Engine {
             let flags = hole.and(EntryFlags::SUPERSEDED);
             let (address, _) = self.log.append(&copy.with_flags(flags), &mut self.reserve);
             self.reclaim.copies = self.log.open().0;
-            let version = crate::units::Sequence(version);
             self.note_carried(slot);
-            let key = CarriedKey { export: slot, version, ordinal, block: first };
             self.carried.insert(Carried { key, count, is_zero: true, no_hole, epoch, address });
         }
         if entry.flags().contains(EntryFlags::SUPERSEDED) {

@@ -72,6 +72,8 @@ pub struct Reclaim {
     blocked_by: u64,
     /// Whether destage has changed what may be carried.
     pub(super) look_again: bool,
+    /// The segment has not been looked through, and only the turn is over.
+    goes_on: bool,
 }
 
 impl Reclaim {
@@ -90,12 +92,23 @@ impl Reclaim {
             copies: Sequence(0),
             blocked_by: 0,
             look_again: false,
+            goes_on: false,
         }
     }
 
     /// Whether a segment is being reclaimed.
     pub fn is_active(&self) -> bool {
         self.phase != Phase::Idle
+    }
+
+    /// The use of the segment that is being reclaimed.
+    pub fn segment_use(&self) -> u64 {
+        self.segment_use
+    }
+
+    /// When the next turn is due even if nothing happens.
+    pub fn deadline_ns(&self, now_ns: u64) -> Option<u64> {
+        self.goes_on.then_some(now_ns)
     }
 
     /// Whether it waits for an export's dirty data to reach the origin.
@@ -117,6 +130,7 @@ impl Engine {
         }
         let mut budget = BLOCKS_PER_TURN;
         self.reclaim.paused = false;
+        self.reclaim.goes_on = false;
         loop {
             let before = (self.reclaim.phase, self.reclaim.segment_use);
             match self.reclaim.phase {
@@ -130,9 +144,10 @@ impl Engine {
             }
             let stands = (self.reclaim.phase, self.reclaim.segment_use) == before;
             if stands || self.reclaim.paused {
-                return;
+                break;
             }
         }
+        self.reclaim.goes_on = budget == 0 && self.reclaim.phase == Phase::Scanning;
     }
 
     fn start_reclaim(&mut self) {
@@ -425,7 +440,8 @@ impl Engine {
 
     /// The copies are durable: the tail may leave the segment behind.
     fn move_tail(&mut self) {
-        if self.log.durable() < self.reclaim.copies {
+        if self.log.durable() < self.reclaim.copies || self.destage_reads(self.reclaim.segment_use)
+        {
             return;
         }
         let next = self.log.segments[self.log.geometry.segment(self.reclaim.segment_use + 1)];

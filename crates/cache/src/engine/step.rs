@@ -248,6 +248,7 @@ impl Engine {
             self.room_deadline_ns(),
             self.destage_deadline_ns(),
             self.destage_late_ns(),
+            self.reclaim.deadline_ns(self.now.monotonic_ns).filter(|_| !self.latched),
         ]
         .into_iter()
         .flatten()

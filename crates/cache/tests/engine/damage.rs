@@ -289,3 +289,35 @@ fn a_damaged_block_that_reclaim_carried_is_not_served_from_memory() {
     bench.pass(10_000_000_000);
     assert_eq!((bench.origin(0, 2), bench.origin(0, 3), bench.origin(0, 4)), (3, 0xee, 5));
 }
+
+/// All dirty data of an export was carried; its origin returns and takes it, and nothing is written
+/// since.
+#[test]
+fn a_carried_copy_that_the_origin_has_is_clean() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    for block in 0..8 {
+        bench.write_block(block, block as u8 + 1);
+    }
+    bench.flush().expect("flushed");
+    bench.faults.origin_writes_of = Some(0);
+    let reclaimed = |bench: &mut Bench| {
+        bench.engine_counter(ringfence_cache::counters::Counter::SegmentsReclaimed)
+    };
+    for at in 0..100 {
+        if reclaimed(&mut bench) > 0 {
+            break;
+        }
+        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 100).expect("written");
+    }
+    assert!(reclaimed(&mut bench) > 0, "the segment with the blocks was reclaimed");
+    bench.faults.origin_writes_of = None;
+    assert_eq!(bench.control(Control::Drain(None)), None);
+    bench.pass(10_000_000_000);
+    assert_eq!(bench.origin(0, 3), 4);
+    // Out of the memory of the newest segments.
+    for at in 0..16 {
+        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 101).expect("written");
+    }
+    bench.disk.damage(4);
+    assert_eq!(bench.read(2, 3), [Some(3), Some(4), Some(5)], "fetched again");
+}

@@ -298,6 +298,23 @@ fn what_a_partial_write_has_read_counts_no_more_once_it_is_overwritten() {
     assert_eq!([block[2048], block[4095]], [1, 1]);
 }
 
+/// A fetch of the block holds destage up as an origin would that does not answer (rule 30).
+#[test]
+fn writethrough_is_eio_as_long_as_the_origin_is_late() {
+    let mut bench = Bench::new(&[THROUGH]);
+    bench.faults.hold_origin_reads = true;
+    bench.begin_read(0, 100, 1, false);
+    let first = bench.begin_write_to(0, 100 * 4096, 4096, 1);
+    bench.pass(40 * SECOND);
+    assert_eq!(bench.answer(first).expect("answered").result, Err(RequestError::Io));
+    assert_eq!(bench.write(0, 3 * 4096, 4096, 2), Err(RequestError::Io));
+    assert_eq!(bench.flush(), Err(RequestError::Io));
+    bench.release_origin_reads();
+    bench.pass(10 * SECOND);
+    assert_eq!(bench.write(0, 4 * 4096, 4096, 3), Ok(()));
+    assert_eq!([100, 3, 4].map(|block| bench.origin(0, block)), [1, 2, 3]);
+}
+
 /// It waited for room longer than anybody waits for an origin; the origin took something all along.
 #[test]
 fn a_partial_write_that_waited_for_room_may_still_ask_the_origin() {

@@ -332,6 +332,15 @@ impl Engine {
         self.exports.in_use().filter_map(due).min()
     }
 
+    /// Whether a destager has planned what lies in a segment, and not read it yet.
+    pub(super) fn destage_reads(&self, segment_use: u64) -> bool {
+        let lies_there =
+            |item: &PlanItem| self.log.geometry.segment_use(item.address) == segment_use;
+        self.destagers.iter().any(|destager| {
+            destager.phase == Phase::Reading && destager.plan.iter().any(lies_there)
+        })
+    }
+
     /// When the next origin is overdue with destage.
     pub(super) fn destage_late_ns(&self) -> Option<u64> {
         let late_at = |destager: &Destager| {
@@ -449,6 +458,10 @@ impl Engine {
         destager.passed.subtract(done.passed);
         destager.done.passed = DirtyAccount::default();
         export.advance_watermark(done.sequence, done.end, done.cursor);
+        if !export.is_dirty() {
+            // Copies that were carried lie behind the end of what destage took from the log.
+            export.watermark_end = export.watermark_end.max(self.log.durable_end());
+        }
         export.origin_written = export.origin_written.max(done.sequence);
         export.oldest_dirty_wall_ns = done.wall_ns;
         export.dirty_since_ns = self.now.monotonic_ns;
@@ -528,7 +541,7 @@ impl Engine {
             } else {
                 export.origin_written >= op.sequence
             };
-            if !answered && export.stands_still() {
+            if !answered && (export.stands_still() || export.destage_late) {
                 // Their data stays dirty, and nobody can say for how long (rule 23).
                 return self.fail_origin_waiters(slot);
             }

@@ -5,7 +5,7 @@ use crate::canary;
 use crate::config::{Mode, Order};
 use crate::engine::Engine;
 use crate::engine::api::IoError;
-use crate::engine::carried::Carried;
+use crate::engine::carried::{Carried, CarriedKey};
 use crate::engine::exports::{Cursor, Export};
 use crate::engine::log::Log;
 use crate::engine::tables::IoOwner;
@@ -85,8 +85,12 @@ impl Engine {
             let export = self.exports.get(slot);
             let last = destager.carried;
             let has_writes = destager.epoch_has_begun();
+            // What was planned from the log before the tail moved past it is not planned again: it
+            // would come after what has overwritten it.
+            let planned = CarriedKey::last_of(slot, destager.done.sequence);
+            let key = last.map_or(planned, |(key, _)| key.max(planned));
             // From the tail on originals are in the log, and in order.
-            let next = self.carried.after(slot, last.map(|(key, _)| key));
+            let next = self.carried.after(slot, Some(key));
             let Some(next) = next.filter(|next| next.key.version < tail).copied() else {
                 // What follows was not carried: another epoch, for all that is known.
                 destager.epoch_ended = last.is_some() && has_writes;
