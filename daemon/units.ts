@@ -56,7 +56,8 @@ export function formatSize(bytes: bigint): string {
  * Milliseconds in a text like `500ms`, `30s` or `5m`.
  *
  * @param least the shortest duration that will do, as text
- * @throws `RF_DURATION` for anything else, `RF_DURATION_RANGE` for less than that or more than a day
+ * @throws `RF_DURATION` for anything else, `RF_DURATION_RANGE` for less than that and for more than
+ *   a day
  */
 export function parseDurationMs(text: string, least = '0ms'): number {
   const milliseconds = millisecondsIn(text);

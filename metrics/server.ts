@@ -41,7 +41,7 @@ export async function startMetricsServer(
   server.maxConnections = CONNECTIONS_MAX;
   server.requestTimeout = REQUEST_TIMEOUT_MS;
   server.headersTimeout = REQUEST_TIMEOUT_MS;
-  // Where the system is short of descriptors or memory, a scrape is lost, and that is all.
+  // Where the system is short of descriptors or memory, a scrape is lost.
   server.on('error', () => undefined);
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error) => {

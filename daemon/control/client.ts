@@ -7,7 +7,8 @@ import type { ControlRequest, ControlResponse, RESPONSE_SCHEMA } from './protoco
 /**
  * Asks a daemon and waits for its answer, however long it takes.
  *
- * @throws `RF_CONTROL_UNREACHABLE`, `RF_CONTROL_FORBIDDEN`, `RF_CONTROL_LOST`, and whatever error the daemon answers with
+ * @throws `RF_CONTROL_UNREACHABLE`, `RF_CONTROL_FORBIDDEN`, `RF_CONTROL_LOST`, and whatever error
+ *   the daemon answers with
  */
 export async function askDaemon(path: string, request: ControlRequest): Promise<unknown> {
   // Schemas take long to load, and most of what runs the command asks no daemon.

@@ -53,7 +53,7 @@ export async function startControlServer(
     });
   });
   server.maxConnections = CONNECTIONS_MAX;
-  // Where the system is short of descriptors or memory, an operator is turned away, and that is all.
+  // Where the system is short of descriptors or memory, an operator is turned away.
   server.on('error', () => undefined);
   try {
     await makeFolder(path);

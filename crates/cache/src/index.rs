@@ -150,7 +150,7 @@ struct LeafOwner {
     directory_index: u32,
     /// Entries that are not missing.
     used: u16,
-    /// The highest address of client data that it has had: below the watermark, hardly any is dirty.
+    /// The highest address of client data that it has had: if that is clean, all of it is.
     newest: Option<LogAddress>,
 }
 

@@ -549,8 +549,8 @@ impl<D: Driver> Supervisor<D> {
         }
     }
 
-    /// Requests go over what was restored. Whether another connection is dead is only known when one
-    /// is offered, and the server may have no room for more.
+    /// Requests go over what was restored. Whether another connection is dead is only known when
+    /// one is offered, and the server may have no room for more.
     fn failed_further(&mut self, mending: &mut Mending) {
         mending.further += 1;
         mending.again_later();

@@ -89,8 +89,8 @@ impl Engine {
     /// readable later: nothing but an operator gives it up.
     fn damaged_block_found(&mut self, index: usize, item: usize, damage: Damage) {
         let slot = self.destagers[index].export;
-        // Who waits for this version on the origin waits in vain (rule 23); whose version that is, is
-        // not known here, so the outcome of all is unknown.
+        // Who waits for this version on the origin waits in vain (rule 23). Whose it is, is not
+        // known here: the outcome of all is unknown.
         self.fail_origin_waiters(slot);
         let PlanItem { block, address, version, .. } = self.destagers[index].plan[item];
         let export = self.exports.get(slot);
