@@ -397,18 +397,18 @@ impl Index {
         found
     }
 
-    /// Frees one leaf that holds only clean blocks, of one export or of any, if there is one. Clean
-    /// blocks may be forgotten at any time, the origin has them; dirty ones never (rule 6).
+    /// Frees one leaf that holds only clean blocks of some exports (a bit each), if there is one.
+    /// Clean blocks may be forgotten at any time, the origin has them; dirty ones never (rule 6).
     pub fn evict_clean_leaf(
         &mut self,
-        whose: Option<ExportSlot>,
+        whose: u64,
         watermark_ends: &dyn Fn(ExportSlot) -> LogAddress,
     ) -> bool {
         for _ in 0..self.leaves.len() {
             let leaf = self.eviction_hand;
             self.eviction_hand = (self.eviction_hand + 1) % self.leaves.len();
             let Some(owner) = self.owners[leaf] else { continue };
-            if whose.is_some_and(|export| export != owner.export) {
+            if whose & owner.export.bit() == 0 {
                 continue;
             }
             let end = watermark_ends(owner.export);
@@ -513,8 +513,8 @@ mod tests {
         let more = IndexEntry::stored(LogAddress(2), true);
         assert_eq!(index.set(EXPORT, 600, more), Err(LeavesExhausted));
         assert_eq!(index.get(EXPORT, 600), IndexEntry::MISSING);
-        assert!(!index.evict_clean_leaf(None, &|_| LogAddress(0)), "a dirty leaf stays");
-        assert!(index.evict_clean_leaf(None, &|_| LogAddress(2)), "a clean leaf goes");
+        assert!(!index.evict_clean_leaf(u64::MAX, &|_| LogAddress(0)), "a dirty leaf stays");
+        assert!(index.evict_clean_leaf(u64::MAX, &|_| LogAddress(2)), "a clean leaf goes");
         index.set(EXPORT, 600, more).expect("the leaf is free again");
     }
 
@@ -523,8 +523,8 @@ mod tests {
         let mut index = Index::new(&[2048], 2);
         index.set(EXPORT, 0, IndexEntry::stored(LogAddress(1), true)).expect("a leaf");
         index.set(EXPORT, 600, IndexEntry::stored(LogAddress(2), false)).expect("a leaf");
-        assert!(index.evict_clean_leaf(None, &|_| LogAddress(0)), "what was filled goes");
-        assert!(!index.evict_clean_leaf(None, &|_| LogAddress(0)), "what a client wrote stays");
+        assert!(index.evict_clean_leaf(u64::MAX, &|_| LogAddress(0)), "what was filled goes");
+        assert!(!index.evict_clean_leaf(u64::MAX, &|_| LogAddress(0)), "what a client wrote stays");
     }
 
     #[test]

@@ -126,6 +126,12 @@ impl CarriedTable {
         (same && key.block < entry.end()).then(|| entry.part(key.block, key.block + 1).address)
     }
 
+    /// The entry of the same export that comes before a key.
+    pub fn before(&self, key: CarriedKey) -> Option<&Carried> {
+        let at = self.entries.partition_point(|entry| entry.key < key).checked_sub(1)?;
+        Some(&self.entries[at]).filter(|entry| entry.key.export == key.export)
+    }
+
     /// The first entry of an export behind a key, or its first of all.
     pub fn after(&self, export: ExportSlot, key: Option<CarriedKey>) -> Option<&Carried> {
         let at = match key {
@@ -191,6 +197,9 @@ mod tests {
         let mut table = CarriedTable::new(vec![carried(7, 0, 10), carried(3, 1, 30)]);
         table.insert(carried(3, 0, 20));
         table.insert(carried(7, 0, 90));
+        let key = |version, ordinal| carried(version, ordinal, 0).key;
+        assert_eq!(table.before(key(7, 0)).map(|entry| entry.key.ordinal), Some(1));
+        assert!(table.before(key(3, 0)).is_none());
         let mut found = Vec::new();
         let mut key = None;
         while let Some(entry) = table.after(ExportSlot(1), key) {

@@ -78,16 +78,8 @@ impl Engine {
             }
             let offset = self.reclaim.block;
             let block = entry.block.get() + offset;
-            if self.was_carried(CarriedKey {
-                export: slot,
-                version: Sequence(version),
-                ordinal,
-                block,
-            }) {
-                self.reclaim.block += 1;
-                continue;
-            }
-            self.reclaim.survivors.push(Survivor {
+            self.reclaim.block += 1;
+            let survivor = Survivor {
                 export: slot,
                 block,
                 address: header.plus(1 + payload_before + offset),
@@ -95,8 +87,12 @@ impl Engine {
                 intact: true,
                 unread: false,
                 dirty: Some((ordinal, epoch)),
-            });
-            self.reclaim.block += 1;
+            };
+            let key = CarriedKey { export: slot, version: Sequence(version), ordinal, block };
+            // Where what had superseded it was lost, and accepted as lost, it counts again.
+            if self.is_current(&survivor) || !self.was_carried(key) {
+                self.reclaim.survivors.push(survivor);
+            }
         }
         if self.reclaim.survivors.is_empty() {
             return true;

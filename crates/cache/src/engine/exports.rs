@@ -4,6 +4,7 @@ use super::origin::OriginState;
 use super::tables::TicketQueue;
 use crate::config::{Mode, Order};
 use crate::geometry::LogAddress;
+use crate::index::LEAF_BLOCKS;
 use crate::limits::EXPORTS_MAX;
 use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Sequence};
 
@@ -339,12 +340,14 @@ impl Exports {
         self.in_use.iter().map(taken).sum::<u64>() < most
     }
 
-    /// Leaves of the index that an export may have of so many: the others, as long as they are
-    /// served, keep a part for themselves (rule 15).
-    pub fn leaves_max(&self, slot: ExportSlot, all: usize) -> usize {
-        let is_other = |&&other: &&ExportSlot| other != slot && self.get(other).configured;
-        let others = self.in_use.iter().filter(is_other).count();
-        all - others * (all / (DIRTY_SHARED as usize * (others + 1)))
+    /// Leaves of the index, of so many in all, that an export keeps for itself as long as it is
+    /// served, so that one whose origin is away leaves room for the others (rule 15).
+    pub fn leaves_kept(&self, slot: ExportSlot, all: usize) -> usize {
+        let served = self.in_use.iter().filter(|slot| self.get(**slot).configured).count();
+        let export = self.get(slot);
+        let whole = export.size_blocks().div_ceil(LEAF_BLOCKS) as usize;
+        let share = all / (DIRTY_SHARED as usize * served.max(1));
+        if export.configured { share.min(whole) } else { 0 }
     }
 
     /// Per slot: the epoch that entries belong to now.

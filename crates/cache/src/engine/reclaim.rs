@@ -125,7 +125,8 @@ impl Engine {
 
     /// Starts and continues reclaiming while segments are short.
     pub(super) fn run_reclaim(&mut self) {
-        if self.latched {
+        // After a stop nothing is appended any more.
+        if self.latched || self.stopping {
             return;
         }
         let mut budget = BLOCKS_PER_TURN;

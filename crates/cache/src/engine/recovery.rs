@@ -531,7 +531,7 @@ impl Rebuild {
         // What is forgotten may be what the run counted on: it needs more then.
         let make_room = |index: &mut Index, needed: &dyn Fn(&Index) -> usize| {
             while index.leaves_free() < needed(index) {
-                if !index.evict_clean_leaf(None, &|slot| exports.watermark_end(slot)) {
+                if !index.evict_clean_leaf(u64::MAX, &|slot| exports.watermark_end(slot)) {
                     let leaves = index.leaves_total();
                     let leaves = u32::try_from(leaves).expect("a number of leaves");
                     return Err(OpenError::IndexTooSmall { leaves });

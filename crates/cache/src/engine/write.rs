@@ -124,24 +124,28 @@ impl Engine {
         self.ensure_room(entries, blocks, Privilege::Ordinary)
     }
 
-    /// Makes sure that an export gets as many leaves of the index as are needed, forgetting clean
-    /// blocks if need be: its own, where it has all that it may have. What is forgotten may be what
-    /// the step counted on: it needs more then.
+    /// Makes sure that an export gets as many leaves of the index as are needed, and that others
+    /// can have what they keep for themselves. Clean blocks are forgotten if need be: its own, or
+    /// those of an export that has more than it keeps. What is forgotten may be what the step
+    /// counted on: it needs more then.
     pub(super) fn ensure_leaves(
         &mut self,
         slot: ExportSlot,
         needed: impl Fn(&Index) -> usize,
     ) -> Result<(), NoRoom> {
-        let exports = &self.exports;
-        let most = exports.leaves_max(slot, self.index.leaves_total());
+        let (exports, all) = (&self.exports, self.index.leaves_total());
         loop {
             let needed = needed(&self.index);
-            let is_over = self.index.leaves_of(slot) + needed > most;
-            if needed == 0 || !is_over && needed <= self.index.leaves_free() {
+            let (mut kept, mut may_give) = (0, slot.bit());
+            for other in exports.in_use().filter(|other| *other != slot) {
+                let (has, keeps) = (self.index.leaves_of(other), exports.leaves_kept(other, all));
+                kept += keeps.saturating_sub(has);
+                may_give |= if has > keeps { other.bit() } else { 0 };
+            }
+            if needed == 0 || needed + kept <= self.index.leaves_free() {
                 return Ok(());
             }
-            let whose = is_over.then_some(slot);
-            if !self.index.evict_clean_leaf(whose, &|slot| exports.watermark_end(slot)) {
+            if !self.index.evict_clean_leaf(may_give, &|slot| exports.watermark_end(slot)) {
                 return Err(NoRoom);
             }
         }

@@ -128,6 +128,8 @@ impl Engine {
         destager.debts.pay(&destager.plan);
         destager.next = 0;
         destager.phase = Phase::Writing;
+        // The tail may move past what was read.
+        self.reclaim.look_again = true;
         self.destage_waits_anew(index);
     }
 

@@ -96,7 +96,15 @@ impl Engine {
                 destager.epoch_ended = last.is_some() && has_writes;
                 return destager.epoch_ended;
             };
-            let ends_epoch = last.is_some_and(|(_, epoch)| epoch != next.epoch);
+            // What was taken from the log is in the table, too, as long as the origin does not have
+            // it for good.
+            let before = last.or_else(|| {
+                let before = self.carried.before(next.key)?;
+                Some((before.key, before.epoch))
+            });
+            // Entries of one record are of one epoch, also where they were carried at two times.
+            let ends_epoch = before
+                .is_none_or(|(key, epoch)| key.version != next.key.version && epoch != next.epoch);
             if export.order == Order::Strict && ends_epoch && has_writes {
                 destager.epoch_ended = true;
                 return true;
