@@ -136,13 +136,16 @@ impl Engine {
         let (exports, all) = (&self.exports, self.index.leaves_total());
         loop {
             let needed = needed(&self.index);
+            if needed == 0 {
+                return Ok(());
+            }
             let (mut kept, mut may_give) = (0, slot.bit());
             for other in exports.in_use().filter(|other| *other != slot) {
                 let (has, keeps) = (self.index.leaves_of(other), exports.leaves_kept(other, all));
                 kept += keeps.saturating_sub(has);
                 may_give |= if has > keeps { other.bit() } else { 0 };
             }
-            if needed == 0 || needed + kept <= self.index.leaves_free() {
+            if needed + kept <= self.index.leaves_free() {
                 return Ok(());
             }
             if !self.index.evict_clean_leaf(may_give, &|slot| exports.watermark_end(slot)) {
