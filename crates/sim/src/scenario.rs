@@ -243,9 +243,14 @@ impl Scenario {
     }
 
     /// Draws whether the index is too small for all blocks, so that clean ones make room: from a
-    /// number of its own, too. Any step of any export fits.
+    /// number of its own, too. Any step of any export fits. Of so few leaves no export can keep any
+    /// for itself, so no origin is away for long where there are several.
     fn draw_small_index(&mut self) {
         let mut random = Random::new(self.seed ^ 0x1dea);
+        let Faults { origin_stall, origin_outage, origin_hang, .. } = self.faults;
+        if self.exports.len() > 1 && origin_stall + origin_outage + origin_hang > 0 {
+            return;
+        }
         let leaves = self.exports.iter().map(|e| e.size_bytes().div_ceil(LEAF_BYTES));
         let (all, step) = (leaves.clone().sum::<u64>(), leaves.max().unwrap_or(0).min(2));
         if all > step && random.percent(60) {
