@@ -1,7 +1,7 @@
 //! Damaged blocks: rules 25 and 31, promise 6.
 
 use crate::bench::{Bench, EXPORT_BLOCKS};
-use ringfence_cache::counters::ExportCounter;
+use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::{Command, Control, ExportSlot, Mode, Notice, Order, RequestError};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -17,6 +17,17 @@ fn dirty(export: (Mode, Order)) -> Bench {
     bench.flush().expect("flushed");
     bench.restart();
     bench
+}
+
+/// Another export, whose origin is up, writes until it needs the oldest segment.
+fn reclaim_oldest_segment(bench: &mut Bench) {
+    for at in 0..100 {
+        if bench.engine_counter(Counter::SegmentsReclaimed) > 0 {
+            return;
+        }
+        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 100).expect("written");
+    }
+    panic!("the oldest segment is not reclaimed");
 }
 
 fn damaged_notices(bench: &Bench) -> usize {
@@ -253,7 +264,7 @@ fn a_bad_entry_outlives_the_segment_it_is_in() {
             bench.pass(1_000_000_000);
         }
     }
-    let wrapped = bench.engine_counter(ringfence_cache::counters::Counter::SegmentsReclaimed);
+    let wrapped = bench.engine_counter(Counter::SegmentsReclaimed);
     assert!(wrapped > 26, "{wrapped} segments reclaimed");
     assert_eq!(bench.read(2, 3), [Some(3), None, Some(5)]);
     bench.flush().expect("flushed");
@@ -273,16 +284,7 @@ fn a_damaged_block_that_reclaim_carried_is_not_served_from_memory() {
     bench.pass(1_000_000_000);
     // From here on nobody reads it before reclaim does: the origin is away, and no time passes.
     bench.disk.damage(4);
-    let reclaimed = |bench: &mut Bench| {
-        bench.engine_counter(ringfence_cache::counters::Counter::SegmentsReclaimed)
-    };
-    for at in 0..100 {
-        if reclaimed(&mut bench) > 0 {
-            break;
-        }
-        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 100).expect("written");
-    }
-    assert!(reclaimed(&mut bench) > 0, "the segment with the block was reclaimed");
+    reclaim_oldest_segment(&mut bench);
     assert_eq!(bench.counter(ExportCounter::ChecksumErrorsDirty), 0, "nobody has looked yet");
     assert_eq!(bench.read(2, 3), [Some(3), None, Some(5)]);
     bench.faults.origin_writes_of = None;
@@ -300,16 +302,7 @@ fn a_carried_copy_that_the_origin_has_is_clean() {
     }
     bench.flush().expect("flushed");
     bench.faults.origin_writes_of = Some(0);
-    let reclaimed = |bench: &mut Bench| {
-        bench.engine_counter(ringfence_cache::counters::Counter::SegmentsReclaimed)
-    };
-    for at in 0..100 {
-        if reclaimed(&mut bench) > 0 {
-            break;
-        }
-        bench.write(1, at % 7 * 256 * 4096, 1 << 20, 100).expect("written");
-    }
-    assert!(reclaimed(&mut bench) > 0, "the segment with the blocks was reclaimed");
+    reclaim_oldest_segment(&mut bench);
     bench.faults.origin_writes_of = None;
     assert_eq!(bench.control(Control::Drain(None)), None);
     bench.pass(10_000_000_000);
