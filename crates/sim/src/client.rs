@@ -1,7 +1,8 @@
 //! What simulated clients ask for.
 
 use crate::random::Random;
-use crate::scenario::{Mix, Scenario};
+use crate::scenario::{ExportScenario, Mix, Scenario};
+use ringfence_cache::Mode;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 
 /// A request, before it has a ticket.
@@ -62,11 +63,17 @@ impl Wish {
 /// Draws the next request of some client.
 pub fn draw(scenario: &Scenario, random: &mut Random) -> Wish {
     let mix = &scenario.mix;
-    let export = random.index(scenario.exports.len());
-    let size_bytes = scenario.exports[export].size_bytes();
-    let export = u8::try_from(export).expect("a few exports");
+    let mut served = scenario.served();
+    let at = random.index(served.clone().count());
+    let (export, ExportScenario { options, .. }) = served.nth(at).expect("one of them");
+    let size_bytes = options.origin.size_bytes;
     let fua = random.percent(mix.fua_percent);
-    let kind = draw_kind(mix, fua, random);
+    let kind = match draw_kind(mix, fua, random) {
+        WishKind::Flush => WishKind::Flush,
+        // The server answers everything else itself, with an error.
+        _ if options.mode == Mode::ReadOnly => WishKind::Read,
+        kind => kind,
+    };
     if kind == WishKind::Flush {
         return Wish { export, kind, offset: 0, length: 0 };
     }

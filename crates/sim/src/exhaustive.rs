@@ -174,6 +174,7 @@ fn scenario() -> Scenario {
     filler.options.origin.size_bytes = u64::from(STEP_BYTES_MAX);
     scenario.exports.push(filler);
     scenario.probing = Probing::default();
+    scenario.lives_differ = false;
     scenario.faults = Faults::default();
     scenario
 }

@@ -193,6 +193,7 @@ impl Case {
         scenario.faults =
             Faults { verify_percent: 100, kill_percent: 40, stop_percent: 20, ..Faults::default() };
         scenario.probing = Probing::default();
+        scenario.lives_differ = false;
         // Each life has all its steps.
         scenario.churns = true;
         scenario.lives = 2;

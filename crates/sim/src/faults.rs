@@ -73,6 +73,12 @@ fault_kinds! {
     Disconnect,
     /// A client asked for as much at once as there is room for, again and again.
     Flood,
+    /// A life began with other settings than the one before.
+    OtherSettings,
+    /// A life did not serve an export.
+    ExportLeftOut,
+    /// The start refused settings that what the log holds does not allow.
+    SettingsRefused,
 }
 
 /// How often each kind of fault happened.

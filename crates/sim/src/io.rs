@@ -154,7 +154,7 @@ impl<C: Core> Life<C> {
 
     /// The scenario's export of a slot.
     fn export_of(&self, slot: ExportSlot) -> Result<u8, Violation> {
-        let at = self.slots.iter().position(|known| *known == slot);
+        let at = self.slots.iter().position(|known| *known == Some(slot));
         let at = at.ok_or_else(|| contract(format!("I/O for unknown {slot:?}")))?;
         Ok(u8::try_from(at).expect("a few exports"))
     }

@@ -41,8 +41,8 @@ const PATIENCE_NS: u64 = 20 * 3_600_000_000_000;
 /// The engine between two crashes, and everything that a crash forgets.
 pub struct Life<C> {
     pub(crate) core: C,
-    /// The engine's slot of each export of the scenario.
-    pub(crate) slots: Vec<ExportSlot>,
+    /// The engine's slot of each export of the scenario that this life serves.
+    pub(crate) slots: Vec<Option<ExportSlot>>,
     pub(crate) plan: ReservePlan,
     queue: BinaryHeap<Reverse<(u64, u64, Happening)>>,
     /// Keeps things of the same time in the order in which they were planned.
@@ -72,7 +72,12 @@ pub struct Life<C> {
 
 impl<C: Core> Life<C> {
     /// A life that begins with a freshly opened engine.
-    pub(crate) fn new(core: C, slots: Vec<ExportSlot>, plan: ReservePlan, memory: Lease) -> Self {
+    pub(crate) fn new(
+        core: C,
+        slots: Vec<Option<ExportSlot>>,
+        plan: ReservePlan,
+        memory: Lease,
+    ) -> Self {
         let origin_away = vec![false; slots.len()];
         let origin_hangs_until_ns = vec![0; slots.len()];
         Self {
@@ -257,7 +262,8 @@ impl<C: Core> Life<C> {
         if !self.clients {
             return Ok(());
         }
-        let slot = self.slots[world.random.index(self.slots.len())];
+        let mut served = self.slots.iter().flatten();
+        let slot = *served.nth(world.random.index(served.clone().count())).expect("one of them");
         let action = match world.random.below(3) {
             0 => Control::Flush,
             1 => Control::Drain(None),

@@ -24,15 +24,17 @@ pub struct Lease {
 }
 
 impl Memory {
-    /// Takes memory of a length that is the same for all lives of a world.
+    /// Takes memory of this length, which is mostly the same for all lives of a world.
     #[must_use]
     pub fn lease(&self, length: u64) -> Lease {
         // Zeroes without an alignment of their own come from the system untouched, so that only
         // what a world uses costs anything; the room beyond is for aligning by hand.
         let bytes =
             usize::try_from(length).expect("a reserve fits the address space") + BLOCK_BYTES;
-        let owner = self.free.borrow_mut().pop().unwrap_or_else(|| vec![0; bytes]);
-        assert_eq!(owner.len(), bytes, "one length for all lives");
+        let mut free = self.free.borrow_mut();
+        let fitting = free.iter().rposition(|owner| owner.len() == bytes);
+        let owner = fitting.map_or_else(|| vec![0; bytes], |at| free.swap_remove(at));
+        drop(free);
         Lease { memory: self.clone(), owner, length }
     }
 }

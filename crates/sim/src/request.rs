@@ -200,7 +200,7 @@ impl<C: Core> Life<C> {
             )
         });
         self.requests[ticket as usize] = Some(request);
-        let export = self.slots[usize::from(export)];
+        let export = self.slots[usize::from(export)].expect("an export that is served");
         let request =
             Request { ticket: Ticket(ticket), export, command, offset, length, kept: false };
         self.step(world, Event::Submit(request))
@@ -450,7 +450,9 @@ impl<C: Core> Life<C> {
             || world.hung == Some(export)
             || world.damage.touches(export, offset, length)
             // Strict destage stands still before damage, and the log fills.
-            || kind != WishKind::Read && world.damage.any();
+            || kind != WishKind::Read && world.damage.any()
+            // So it does with what an export that is not served has left in it.
+            || error == RequestError::NoSpace && world.scenario.serves_a_part();
         let explained = excused && matches!(error, RequestError::Io | RequestError::NoSpace);
         if explained {
             // Whether a change took effect is unknown; the checker takes it as one that may.
@@ -495,7 +497,7 @@ impl<C: Core> Life<C> {
             Control::Drain(_) if world.damage.any() => {}
             Control::Drain(slot) => {
                 for (of, export) in self.slots.iter().zip(0..) {
-                    if slot.is_none_or(|slot| slot == *of) {
+                    if of.is_some_and(|of| slot.is_none_or(|slot| slot == of)) {
                         let origin = &mut world.origins[usize::from(export)];
                         origin.drained(&world.checker, export, submitted)?;
                     }

@@ -23,6 +23,10 @@ pub struct ExportScenario {
     pub shares_power: bool,
     /// Whether it is only there to take room in the log: restarts do not read it.
     pub is_filler: bool,
+    /// Where lives differ: whether its order does, so that its origin is judged as a `relaxed` one.
+    pub reorders: bool,
+    /// Whether the next life does not serve it.
+    pub is_absent: bool,
 }
 
 impl ExportScenario {
@@ -160,6 +164,8 @@ pub struct Scenario {
     pub mix: Mix,
     /// Lives before the last one.
     pub lives: u32,
+    /// Whether the operator changes the settings between lives, and which exports are served.
+    pub lives_differ: bool,
     /// Whether lives are long and writes large, so that the log is filled several times.
     pub churns: bool,
     /// The most steps of the engine in one life.
@@ -223,6 +229,7 @@ impl Scenario {
             churns,
             lives: u32::try_from(random.between(1, (40_000 / steps_max).clamp(3, 24)))
                 .expect("a few"),
+            lives_differ: false,
             steps_max,
             device_ns: random.magnitude(5_000, 1_000_000),
             origin_ns: random.magnitude(20_000, 20_000_000),
@@ -237,25 +244,94 @@ impl Scenario {
             scenario.fill_to_the_brim(random);
         }
         scenario.draw_small_index();
+        scenario.draw_differing_lives();
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
     }
 
     /// Draws whether the index is too small for all blocks, so that clean ones make room: from a
-    /// number of its own, too. Any step of any export fits. Of so few leaves no export can keep any
-    /// for itself, so no origin is away for long where there are several.
+    /// number of its own, too. Of so few leaves no export can keep any for itself, so no origin is
+    /// away for long where there are several.
     fn draw_small_index(&mut self) {
         let mut random = Random::new(self.seed ^ 0x1dea);
         let Faults { origin_stall, origin_outage, origin_hang, .. } = self.faults;
-        if self.exports.len() > 1 && origin_stall + origin_outage + origin_hang > 0 {
-            return;
+        if self.exports.len() == 1 || origin_stall + origin_outage + origin_hang == 0 {
+            self.config.index_bytes = self.draw_index_bytes(&mut random);
         }
+    }
+
+    /// The size of an index that may be too small. Any step of any export fits.
+    fn draw_index_bytes(&self, random: &mut Random) -> Option<u64> {
         let leaves = self.exports.iter().map(|e| e.size_bytes().div_ceil(LEAF_BYTES));
         let (all, step) = (leaves.clone().sum::<u64>(), leaves.max().unwrap_or(0).min(2));
-        if all > step && random.percent(60) {
-            self.config.index_bytes = Some(random.between(step, all - 1) * BLOCK_BYTES_U64);
+        let is_small = all > step && random.percent(60);
+        is_small.then(|| random.between(step, all - 1) * BLOCK_BYTES_U64)
+    }
+
+    /// Draws whether the operator changes settings between lives: from a number of its own, too.
+    /// What damaged data explains is judged by the next life, which must serve everything.
+    fn draw_differing_lives(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x5e77);
+        if self.faults.quiet_device() > 0 || !random.percent(15) {
+            return;
         }
+        self.lives_differ = true;
+        for export in &mut self.exports {
+            export.reorders = random.percent(40);
+        }
+    }
+
+    /// Draws the settings of the next life. Sizes, names and patience stay what they are.
+    pub(crate) fn draw_settings(&mut self, random: &mut Random) {
+        let always_served = random.index(self.exports.len());
+        for (at, export) in self.exports.iter_mut().enumerate() {
+            export.is_absent = at != always_served && random.percent(25);
+            let options = &mut export.options;
+            options.mode = random.pick(&[
+                Mode::Writeback,
+                Mode::Writeback,
+                Mode::Writeback,
+                Mode::Writethrough,
+                Mode::ReadOnly,
+            ]);
+            let limit_bytes = random.magnitude(256 << 10, 16 << 20);
+            options.dirty_bytes_max = random.percent(60).then_some(limit_bytes);
+            if export.reorders {
+                options.order = random.pick(&[Order::Strict, Order::Relaxed]);
+            }
+        }
+        self.config = Config { admits_first_lap: random.percent(50), ..draw_config(random) };
+        // Dirty data of an export that is not served keeps its leaves.
+        if self.exports.len() == 1 {
+            self.config.index_bytes = self.draw_index_bytes(random);
+        }
+        self.memory_tier_blocks = random.pick(&[0, 1, 8, 64]);
+        self.extra_log_segments = random.pick(&[0, 0, 1, 4]);
+    }
+
+    /// Serves everything, and as nothing in the log can forbid.
+    pub(crate) fn serve_all(&mut self) {
+        for export in &mut self.exports {
+            export.is_absent = false;
+            export.options.mode = Mode::Writeback;
+        }
+        self.config.index_bytes = None;
+    }
+
+    /// Whether every power cut must leave an export's origin a disk that could have existed.
+    pub(crate) fn is_strict(&self, export: &ExportScenario) -> bool {
+        export.options.order == Order::Strict && !(self.lives_differ && export.reorders)
+    }
+
+    /// Whether the next life leaves out an export.
+    pub(crate) fn serves_a_part(&self) -> bool {
+        self.exports.iter().any(|export| export.is_absent)
+    }
+
+    /// The exports that the next life serves, with their places.
+    pub(crate) fn served(&self) -> impl Iterator<Item = (u8, &ExportScenario)> + Clone {
+        (0..).zip(&self.exports).filter(|(_, export)| !export.is_absent)
     }
 
     /// Draws whether the cache device damages data quietly: from a number of its own, too. Worlds
@@ -348,6 +424,8 @@ fn draw_export(index: u8, blocks_max: u64, faults: &Faults, random: &mut Random)
         starts_empty: random.percent(25),
         shares_power: random.percent(60),
         is_filler: false,
+        reorders: false,
+        is_absent: false,
     }
 }
 

@@ -19,7 +19,7 @@ use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{
-    Config, Control, ExportOptions, FormatOptions, OpenError, OpenedExport, Order, ReservePlan,
+    Config, Control, ExportOptions, FormatOptions, OpenError, OpenedExport, ReservePlan,
     ReserveShape,
 };
 use std::ops::Range;
@@ -145,7 +145,7 @@ impl World {
             .iter()
             .zip(0u8..)
             .map(|(export, index)| {
-                let strict = export.options.order == Order::Strict;
+                let strict = scenario.is_strict(export);
                 let ledger = OriginLedger::new(index, units(export), strict);
                 // The checker numbers the initial contents from one, in order.
                 let initial = if export.starts_empty { ZEROES } else { u32::from(index) + 1 };
@@ -301,8 +301,10 @@ impl World {
 
     /// Opens the cache; with `cuts`, the power may fail while it is being opened.
     pub(crate) fn open<C: Core>(&mut self, cuts: bool) -> Result<Life<C>, Violation> {
-        let options: Vec<_> =
-            self.scenario.exports.iter().map(|export| export.options.clone()).collect();
+        if self.scenario.lives_differ {
+            Rc::make_mut(&mut self.scenario).draw_settings(&mut self.random);
+            self.tally.faults.count(FaultKind::OtherSettings);
+        }
         let mut cuts_left = if cuts { CUTS_IN_RECOVERY_MAX } else { 0 };
         let mut has_been_cut = false;
         self.accepted_loss = None;
@@ -313,6 +315,8 @@ impl World {
                 (cuts_left > 0).then(|| self.random.magnitude(1, CHANGES_IN_RECOVERY_MAX) - 1);
             cuts_left = cuts_left.saturating_sub(1);
             let failing = self.failing_operations();
+            let options: Vec<_> =
+                self.scenario.served().map(|(_, export)| export.options.clone()).collect();
             let opened = self.try_open::<C>(&options, cut_after, failing.clone());
             let Opened { core, plan, memory, exports } = match opened {
                 Err(_) => {
@@ -329,6 +333,15 @@ impl World {
                     self.trace.line(self.now_ns, || error.to_string());
                     continue;
                 }
+                Ok(Err(
+                    error @ (OpenError::ReadOnlyDirty { .. } | OpenError::IndexTooSmall { .. }),
+                )) if self.scenario.lives_differ => {
+                    // The documented errors; the operator takes back what they name.
+                    self.trace.line(self.now_ns, || error.to_string());
+                    self.tally.faults.count(FaultKind::SettingsRefused);
+                    Rc::make_mut(&mut self.scenario).serve_all();
+                    continue;
+                }
                 Ok(Err(OpenError::DurableDamaged { first, .. }))
                     if self.damage.hit(first) && self.accepted_loss.is_none() =>
                 {
@@ -341,14 +354,19 @@ impl World {
                 Ok(Ok(parts)) => parts,
             };
             core.check_invariants();
+            if self.scenario.serves_a_part() {
+                self.tally.faults.count(FaultKind::ExportLeftOut);
+            }
             // Before the new life writes records of its own with the same numbers.
             self.excused_from = self.excuse();
             let slots = self.scenario.exports.iter().map(|export| {
                 let name = &export.options.name;
                 let found = exports.iter().find(|opened| opened.name == *name);
-                found.map(|opened| opened.slot).ok_or_else(|| {
-                    Violation::new(Kind::Contract, format!("export {name} was not opened"))
-                })
+                if found.is_none() != export.is_absent {
+                    let detail = format!("export {name} was opened: {}", found.is_some());
+                    return Err(Violation::new(Kind::Contract, detail));
+                }
+                Ok(found.map(|opened| opened.slot))
             });
             let slots = slots.collect::<Result<Vec<_>, _>>()?;
             return Ok(Life::new(core, slots, plan, memory));
@@ -419,7 +437,7 @@ impl World {
             reserve_bytes: 0,
             receive_bytes,
             segment_bytes: SEGMENT_BYTES_MIN,
-            exports: self.scenario.exports.len(),
+            exports: self.scenario.served().count(),
             memory_tier_bytes: self.scenario.memory_tier_blocks * BLOCK_BYTES_U64,
         };
         let least = ReservePlan::new(&shape);
@@ -505,7 +523,7 @@ impl World {
         for export in (0u8..).take(self.origins.len()) {
             let scenario = &self.scenario.exports[usize::from(export)];
             let size_bytes = scenario.size_bytes();
-            if scenario.is_filler {
+            if scenario.is_filler || scenario.is_absent {
                 self.contents[usize::from(export)].clear();
                 continue;
             }
@@ -540,6 +558,11 @@ impl World {
     /// The last life: everything works again, everything reaches the origin, and what clients
     /// read is what the origin has.
     pub(crate) fn finish<C: Core>(&mut self, mut life: Life<C>) -> Result<(), Violation> {
+        while self.scenario.serves_a_part() {
+            drop(life);
+            self.crash(End::PowerCut)?;
+            life = self.open(false)?;
+        }
         life.faults = false;
         self.trace.line(self.now_ns, || "---- the world comes to its end".into());
         if !self.rotten && !self.damage.any() {
