@@ -35,6 +35,19 @@ impl ExportScenario {
     pub fn size_bytes(&self) -> u64 {
         self.options.origin.size_bytes
     }
+
+    /// Gives it one of the two names that its origin is served under.
+    pub(crate) fn rename(&mut self, second: bool) {
+        let [first_name, second_name] = self.names();
+        (self.options.name, self.options.uuid[15]) =
+            if second { (second_name, 1) } else { (first_name, self.options.uuid[0]) };
+    }
+
+    fn names(&self) -> [String; 2] {
+        let first = self.options.origin.name.replace("origin", "export");
+        let second = format!("{first}-again");
+        [first, second]
+    }
 }
 
 /// What clients ask for, as weights.
@@ -287,6 +300,7 @@ impl Scenario {
         let always_served = random.index(self.exports.len());
         for (at, export) in self.exports.iter_mut().enumerate() {
             export.is_absent = at != always_served && random.percent(25);
+            export.rename(random.percent(10));
             let options = &mut export.options;
             options.mode = random.pick(&[
                 Mode::Writeback,
@@ -310,11 +324,15 @@ impl Scenario {
         self.extra_log_segments = random.pick(&[0, 0, 1, 4]);
     }
 
-    /// Serves everything, and as nothing in the log can forbid.
-    pub(crate) fn serve_all(&mut self) {
+    /// Serves everything, and as nothing in the log can forbid: under the name that an origin is
+    /// owed something by, if there is one.
+    pub(crate) fn serve_all(&mut self, owed: Option<&str>) {
         for export in &mut self.exports {
             export.is_absent = false;
             export.options.mode = Mode::Writeback;
+            if let Some(name) = export.names().iter().position(|name| Some(&name[..]) == owed) {
+                export.rename(name == 1);
+            }
         }
         self.config.index_bytes = None;
     }

@@ -334,12 +334,18 @@ impl World {
                     continue;
                 }
                 Ok(Err(
-                    error @ (OpenError::ReadOnlyDirty { .. } | OpenError::IndexTooSmall { .. }),
+                    error @ (OpenError::ReadOnlyDirty { .. }
+                    | OpenError::OriginOwed { .. }
+                    | OpenError::IndexTooSmall { .. }),
                 )) if self.scenario.lives_differ => {
                     // The documented errors; the operator takes back what they name.
                     self.trace.line(self.now_ns, || error.to_string());
                     self.tally.faults.count(FaultKind::SettingsRefused);
-                    Rc::make_mut(&mut self.scenario).serve_all();
+                    let owed = match &error {
+                        OpenError::OriginOwed { owed, .. } => Some(&owed[..]),
+                        _ => None,
+                    };
+                    Rc::make_mut(&mut self.scenario).serve_all(owed);
                     continue;
                 }
                 Ok(Err(OpenError::DurableDamaged { first, .. }))

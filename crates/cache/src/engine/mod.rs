@@ -109,6 +109,8 @@ pub struct Engine {
     controls: FixedQueue<Waiting>,
     latched: bool,
     stopping: bool,
+    /// When writes last had to wait for nothing but the cache device.
+    device_waited_until_ns: u64,
     last_request_ns: u64,
     now: Now,
 }

@@ -125,13 +125,13 @@ impl Engine {
 
     /// Starts and continues reclaiming while segments are short.
     pub(super) fn run_reclaim(&mut self) {
+        self.reclaim.goes_on = false;
         // After a stop nothing is appended any more.
         if self.latched || self.stopping {
             return;
         }
         let mut budget = BLOCKS_PER_TURN;
         self.reclaim.paused = false;
-        self.reclaim.goes_on = false;
         loop {
             let before = (self.reclaim.phase, self.reclaim.segment_use);
             match self.reclaim.phase {

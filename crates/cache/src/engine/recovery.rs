@@ -82,6 +82,8 @@ struct Rebuild {
     recovery: Recovery,
     /// Layers from this one on were not known to the export table when it was read.
     layers_known: u32,
+    /// Per export: what was written below this sequence is void.
+    void_before: [u64; EXPORTS_MAX],
     /// Ranges of sequences that were durable and are not there.
     losses: Vec<(u64, u64)>,
     carried: Vec<Carried>,
@@ -181,7 +183,8 @@ impl Engine {
         rebuild.refuse_dirty_read_only()?;
         rebuild.refuse_owed_origins(&table)?;
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
-        if table.next_layer != next_layer || !found_table.copies_agree {
+        let voids = rebuild.void_other_names(&mut table);
+        if voids || table.next_layer != next_layer || !found_table.copies_agree {
             layout::write_export_table(storage, &mut table, table_slot)?;
         }
         // Rule 5: the new life is durable in both copies before its first record.
@@ -244,6 +247,7 @@ impl Rebuild {
             end: LogAddress(0),
             recovery,
             layers_known,
+            void_before: table.exports.each_ref().map(|record| record.void_before.get()),
             losses: Vec::new(),
             carried: Vec::new(),
         })
@@ -475,7 +479,8 @@ impl Rebuild {
         let kind = entry.kind();
         let version = if kind.is_copy() { Sequence(entry.version.get()) } else { sequence };
         let export = self.exports.get_mut(slot);
-        if first + count > export.size_blocks() {
+        let is_void = version.0 < self.void_before[slot.index()];
+        if is_void || first + count > export.size_blocks() {
             return Ok(());
         }
         let dirty = kind.is_client_data()
@@ -550,6 +555,23 @@ impl Rebuild {
             }
         }
         Ok(())
+    }
+
+    /// Origins that are about to be written to, but were cached under another name before: what the
+    /// cache holds of them under that name must not come back with it. Whether there was any.
+    fn void_other_names(&self, table: &mut ExportTable) -> bool {
+        let mut voids = false;
+        for opened in &self.recovery.exports {
+            let origin = table.exports[opened.slot.index()].origin();
+            for slot in self.exports.in_use().filter(|slot| *slot != opened.slot) {
+                let other = &mut table.exports[slot.index()];
+                if other.origin() == origin && self.index.cached_blocks(slot) > 0 {
+                    other.void_before = U64::new(self.expected);
+                    voids = true;
+                }
+            }
+        }
+        voids
     }
 
     /// Gives every segment without a footer one, so that from now on only the newest segments are
@@ -668,6 +690,7 @@ impl Rebuild {
             controls: FixedQueue::new(CONTROLS_MAX + 1),
             latched: false,
             stopping: false,
+            device_waited_until_ns: 0,
             last_request_ns: now.monotonic_ns,
             now,
             config,

@@ -154,6 +154,9 @@ impl Engine {
     }
 
     fn io_done(&mut self, io: IoId, result: Result<(), IoError>) {
+        if self.log.waits_for_device() {
+            self.device_waited_until_ns = self.now.monotonic_ns;
+        }
         let owner = self.ios.end(io);
         match owner {
             IoOwner::ReadRun { ticket, first, blocks, address, again } => {

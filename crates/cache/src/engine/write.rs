@@ -207,23 +207,29 @@ impl Engine {
     /// Whether a write has waited for its limit without an origin taking anything that would give
     /// it room.
     fn room_wait_ended(&self, slot: ExportSlot, ticket: Ticket) -> bool {
-        self.now.monotonic_ns >= self.room_wait_end_ns(slot, ticket)
+        self.room_wait_end_ns(slot, ticket).is_some_and(|end_ns| self.now.monotonic_ns >= end_ns)
     }
 
-    fn room_wait_end_ns(&self, slot: ExportSlot, ticket: Ticket) -> u64 {
+    /// Never while only the cache device stands in the way: one that is slow takes what it was
+    /// given in the end, and one that fails latches.
+    fn room_wait_end_ns(&self, slot: ExportSlot, ticket: Ticket) -> Option<u64> {
+        if self.log.waits_for_device() {
+            return None;
+        }
         let makes_room = |&other: &ExportSlot| other == slot || self.reclaim.is_blocked_by(other);
         let progress = |other: ExportSlot| self.exports.get(other).progress_ns;
         let progress_ns = self.exports.in_use().filter(makes_room).map(progress).max();
         let wait_ns = self.exports.get(slot).wait_ns_max;
-        let since_progress = progress_ns.unwrap_or(0).saturating_add(wait_ns);
-        self.ops[ticket.0 as usize].deadline_ns.max(since_progress)
+        let progress_ns = progress_ns.unwrap_or(0).max(self.device_waited_until_ns);
+        let since_progress = progress_ns.saturating_add(wait_ns);
+        Some(self.ops[ticket.0 as usize].deadline_ns.max(since_progress))
     }
 
     /// When the first of the waiting writes may give up.
     pub(super) fn room_deadline_ns(&self) -> Option<u64> {
         let deadline = |slot: ExportSlot| {
             let ticket = self.exports.get(slot).room_waiters.front()?;
-            Some(self.room_wait_end_ns(slot, ticket))
+            self.room_wait_end_ns(slot, ticket)
         };
         self.exports.in_use().filter_map(deadline).min()
     }

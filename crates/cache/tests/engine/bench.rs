@@ -486,7 +486,8 @@ impl Bench {
         pieces.map(|(piece, _)| *piece).collect()
     }
 
-    fn now_or_never(&mut self, ticket: Ticket) -> Answer {
+    /// The answer that a request has once everything has settled.
+    pub fn now_or_never(&mut self, ticket: Ticket) -> Answer {
         self.settle();
         self.answer(ticket).unwrap_or_else(|| panic!("{ticket:?} is not answered"))
     }

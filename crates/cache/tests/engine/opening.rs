@@ -9,8 +9,8 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Command, Control, ExportSlot, FormatOptions, Mode, OpenError, Order, ReadPiece, RequestError,
-    Storage, StorageError, check,
+    Command, Control, ExportOptions, ExportSlot, FormatOptions, Mode, OpenError, Order, ReadPiece,
+    RequestError, Storage, StorageError, check,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -350,7 +350,39 @@ fn an_origin_does_not_get_another_name_while_it_lacks_something() {
     assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
     bench.options = vec![renamed];
     bench.restart();
-    assert_eq!(bench.read(0, 8), (1..=8).map(Some).collect::<Vec<_>>());
+}
+
+/// Life after life one origin under two names in turn: slots 0 and 1.
+#[test]
+fn an_export_that_gets_its_name_back_shows_nothing_of_before() {
+    let mut bench = dirty();
+    let known = bench.options[0].clone();
+    let renamed = ExportOptions { name: "renamed".to_owned(), uuid: [9; 16], ..known.clone() };
+    bench.origins.push(Vec::new());
+    for (slot, options, byte) in [(1, &renamed, 50), (0, &known, 60), (1, &renamed, 70)] {
+        assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+        bench.origins.swap(0, 1);
+        bench.options = vec![options.clone()];
+        bench.restart();
+        let read = |bench: &mut Bench| {
+            let ticket = bench.begin_read(slot, 0, 8, false);
+            assert_eq!(bench.now_or_never(ticket).result, Ok(()));
+            bench.bytes_of(ticket)
+        };
+        let origin = (0..8).map(|block| bench.origin(slot, block)).collect::<Vec<_>>();
+        assert_eq!(read(&mut bench), origin);
+        let fetched = bench.counter_of(slot, ExportCounter::MissBytes);
+        bench.write(slot, 3 * BLOCK_BYTES_U64, BLOCK_BYTES_U64, byte).expect("written");
+        assert_eq!(bench.control(Control::Flush), Some(Ok(())));
+        // Further starts under the same name forget nothing.
+        bench.restart();
+        bench.restart();
+        let mut expected = origin;
+        expected[3] = byte;
+        assert_eq!(read(&mut bench), expected);
+        assert_eq!((fetched, bench.counter_of(slot, ExportCounter::MissBytes)), (8 * 4096, 0));
+        assert_eq!(check(&mut Watched::new(&bench.disk)).expect("a cache").findings, []);
+    }
 }
 
 #[test]
