@@ -82,6 +82,8 @@ pub struct Faults {
     pub hold_origin_reads: bool,
     /// The origin read of this block does not end.
     pub hold_origin_read_of: Option<u64>,
+    /// Zeroes do not reach an origin before they are released.
+    pub hold_origin_zeroes: bool,
     /// Writes of the cache device wait to be released.
     pub hold_device_writes: bool,
     /// Origin reads fail.
@@ -277,9 +279,7 @@ impl Bench {
         if self.is_checked {
             self.engine().check_invariants();
         }
-        for (io, result) in done {
-            self.step(Event::IoDone { io, result });
-        }
+        self.end_ios(done);
     }
 
     fn execute(&mut self, effect: Effect, done: &mut Vec<(IoId, Result<(), IoError>)>) {
@@ -328,6 +328,9 @@ impl Bench {
                 done.push((io, self.origin_change("write", export, offset, bytes)));
             }
             Effect::OriginZero { io, export, offset, length, .. } => {
+                if self.faults.hold_origin_zeroes {
+                    return self.held.push(effect);
+                }
                 let bytes = vec![0; length as usize];
                 done.push((io, self.origin_change("zero", export, offset, bytes)));
             }
@@ -425,6 +428,23 @@ impl Bench {
         self.release_held();
     }
 
+    /// The zeroes that the origin has not taken yet, in bytes.
+    pub fn zeroes_held(&self) -> u64 {
+        let length = |effect: &Effect| match effect {
+            Effect::OriginZero { length, .. } => *length,
+            _ => 0,
+        };
+        self.held.iter().map(length).sum()
+    }
+
+    /// The origin takes the zeroes that it was given, and none that come after them.
+    pub fn take_zeroes(&mut self) {
+        self.faults.hold_origin_zeroes = false;
+        let done = self.execute_held();
+        self.faults.hold_origin_zeroes = true;
+        self.end_ios(done);
+    }
+
     /// The cache device takes what it was given.
     pub fn release_device_writes(&mut self) {
         self.faults.hold_device_writes = false;
@@ -432,10 +452,19 @@ impl Bench {
     }
 
     fn release_held(&mut self) {
+        let done = self.execute_held();
+        self.end_ios(done);
+    }
+
+    fn execute_held(&mut self) -> Vec<(IoId, Result<(), IoError>)> {
         let mut done = Vec::new();
         for effect in std::mem::take(&mut self.held) {
             self.execute(effect, &mut done);
         }
+        done
+    }
+
+    fn end_ios(&mut self, done: Vec<(IoId, Result<(), IoError>)>) {
         for (io, result) in done {
             self.step(Event::IoDone { io, result });
         }

@@ -10,3 +10,4 @@ mod opening;
 mod pieces;
 mod tier;
 mod writing;
+mod zeroes;

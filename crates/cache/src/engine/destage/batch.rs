@@ -214,27 +214,34 @@ impl Engine {
         }
     }
 
+    /// Writes zeroes piece by piece, each once the origin has the one before: it may write them
+    /// out like data, and what it is given at once it has to answer in time.
     pub(super) fn write_zeroes_batch(&mut self, index: usize) {
-        let slot = self.destagers[index].export;
-        let Some(zero) = self.destagers[index].zero else {
-            if self.destagers[index].outstanding == 0 {
-                self.batch_is_written(index);
-            }
-            return;
-        };
-        if self.ios.free() == 0 || self.is_being_fetched(slot, zero.block, zero.blocks) {
+        let destager = &self.destagers[index];
+        if destager.outstanding > 0 {
             return;
         }
-        self.destagers[index].debts.pay_zeroes(&zero);
-        let offset = zero.block * BLOCK_BYTES_U64;
-        let end = (offset + zero.blocks * BLOCK_BYTES_U64).min(self.exports.get(slot).size_bytes);
-        self.destagers[index].zero = None;
+        let Some(zero) = destager.zero.filter(|_| destager.error.is_none()) else {
+            return self.batch_is_written(index);
+        };
+        if self.stopping {
+            return self.release_destager(index);
+        }
+        let slot = destager.export;
+        let (piece, rest) = zero.split();
+        if self.ios.free() == 0 || self.is_being_fetched(slot, piece.block, piece.blocks) {
+            return;
+        }
+        self.destagers[index].debts.pay_zeroes(&piece);
+        let offset = piece.block * BLOCK_BYTES_U64;
+        let end = (offset + piece.blocks * BLOCK_BYTES_U64).min(self.exports.get(slot).size_bytes);
+        self.destagers[index].zero = rest;
         self.destagers[index].outstanding = 1;
         self.destagers[index].unflushed_blocks += 1;
         self.counters.add_export(slot, ExportCounter::OriginWrites, 1);
         let length = end - offset;
         let io = self.ios.start(IoOwner::DestageWrite { destager: index as u8, bytes: length });
-        let may_punch_hole = !zero.no_hole;
+        let may_punch_hole = !piece.no_hole;
         self.emit(Effect::OriginZero { io, export: slot, offset, length, may_punch_hole });
     }
 

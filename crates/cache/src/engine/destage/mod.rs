@@ -36,6 +36,10 @@ use debts::Debts;
 
 /// The longest origin write.
 const WRITE_BLOCKS_MAX: usize = 256;
+/// The most zeroes in one go: an origin that writes them out at no more than 1.1 MB/s still answers
+/// within the default limit of 30 s. Cut at multiples of it, no unit is cut in two that an origin
+/// could deallocate.
+const ZERO_BLOCKS_MAX: u64 = (32 << 20) / BLOCK_BYTES_U64;
 /// Flush the origin at least this often, so that the watermark keeps up.
 const UNFLUSHED_BLOCKS_MAX: u64 = (64 << 20) / BLOCK_BYTES_U64;
 /// A round in relaxed order goes over this part of the log at most: the larger, the more versions
@@ -77,6 +81,15 @@ struct ZeroItem {
     block: u64,
     blocks: u64,
     no_hole: bool,
+}
+
+impl ZeroItem {
+    /// The piece that goes to the origin next, and what is left behind it.
+    fn split(self) -> (Self, Option<Self>) {
+        let blocks = self.blocks.min(ZERO_BLOCKS_MAX - self.block % ZERO_BLOCKS_MAX);
+        let rest = Self { block: self.block + blocks, blocks: self.blocks - blocks, ..self };
+        (Self { blocks, ..self }, (rest.blocks > 0).then_some(rest))
+    }
 }
 
 /// A place between two blocks of the log.
