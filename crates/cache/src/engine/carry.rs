@@ -13,8 +13,8 @@ use crate::geometry::LogAddress;
 use crate::index::{IndexEntry, Place};
 use crate::units::{ExportSlot, Sequence};
 
-/// Free segments that must be left when carrying: the one that the copies go to, and one for the
-/// record with the new tail.
+/// Free segments that it takes to begin: the one that the copies go to, and one for the record with
+/// the new tail. However many copies follow, that one is left ([`Privilege::Carried`]).
 const SEGMENTS_FREE_MIN: u64 = 2;
 
 impl Engine {
@@ -124,7 +124,7 @@ impl Engine {
             let is_dirty = survivor.version > self.exports.get(survivor.export).watermark.0;
             let room = is_dirty
                 && self.may_carry(survivor.export)
-                && self.ensure_room(1, run, Privilege::Reserved).is_ok();
+                && self.ensure_room(1, run, Privilege::Carried).is_ok();
             if !room {
                 return self.rewind_reclaim();
             }
@@ -206,7 +206,7 @@ impl Engine {
         copy.ordinal = ordinal.into();
         let key = CarriedKey { export: slot, version: Sequence(version), ordinal, block: first };
         if !entry.flags().contains(EntryFlags::INDEX_ONLY) && !self.was_carried(key) {
-            if self.ensure_room(1, 0, Privilege::Reserved).is_err() {
+            if self.ensure_room(1, 0, Privilege::Carried).is_err() {
                 self.rewind_reclaim();
                 return false;
             }
@@ -234,7 +234,7 @@ impl Engine {
                 continue;
             }
             let run = (block..end).take_while(|&each| is_current(self, each)).count() as u64;
-            if self.ensure_room(1, 0, Privilege::Reserved).is_err() {
+            if self.ensure_room(1, 0, Privilege::Carried).is_err() {
                 self.rewind_reclaim();
                 return false;
             }

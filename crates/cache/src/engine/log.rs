@@ -54,6 +54,9 @@ pub struct NoRoom;
 pub enum Privilege {
     /// A client's write, or a fill: leaves the reserved segments alone.
     Ordinary,
+    /// Dirty data that is carried forward: leaves a segment for the record with the new tail,
+    /// without which nothing that was carried makes room.
+    Carried,
     /// Reclaim and payload-free records (rule 27).
     Reserved,
 }
@@ -345,6 +348,7 @@ impl Log {
     fn open_segment(&mut self, privilege: Privilege, exports: &Exports) -> Result<(), NoRoom> {
         let kept = match privilege {
             Privilege::Ordinary => u64::from(SEGMENTS_RESERVED),
+            Privilege::Carried => 1,
             Privilege::Reserved => 0,
         };
         if self.segments_free() <= kept {

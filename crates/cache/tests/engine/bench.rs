@@ -123,6 +123,8 @@ pub struct Bench {
     /// What the engine is opened with.
     pub options: Vec<ExportOptions>,
     pub config: Config,
+    /// Reserve beyond the least.
+    pub more_reserve_bytes: u64,
     engine: Option<Engine>,
     plan: ReservePlan,
     tier_blocks: u64,
@@ -137,8 +139,8 @@ pub struct Bench {
     next_ticket: u32,
 }
 
-/// The smallest reserve for so many exports.
-fn plan_for(exports: usize, tier_blocks: u64) -> ReservePlan {
+/// The smallest reserve for so many exports, and `more_bytes` for images of segments.
+fn plan_for(exports: usize, tier_blocks: u64, more_bytes: u64) -> ReservePlan {
     let shape = ReserveShape {
         reserve_bytes: 0,
         receive_bytes: u64::from(TICKETS) * u64::from(WINDOW_BYTES),
@@ -148,7 +150,7 @@ fn plan_for(exports: usize, tier_blocks: u64) -> ReservePlan {
     };
     let least = ReservePlan::new(&shape);
     let needed = least.expect_err("no reserve is too small").needed_bytes;
-    let reserve_bytes = needed + shape.memory_tier_bytes;
+    let reserve_bytes = needed + shape.memory_tier_bytes + more_bytes;
     ReservePlan::new(&ReserveShape { reserve_bytes, ..shape }).expect("the least")
 }
 
@@ -200,7 +202,8 @@ impl Bench {
             is_checked: true,
             options,
             engine: None,
-            plan: plan_for(exports.len(), tier_blocks),
+            plan: plan_for(exports.len(), tier_blocks, 0),
+            more_reserve_bytes: 0,
             tier_blocks,
             now_ns: 1_000_000_000,
             held: Vec::new(),
@@ -224,7 +227,7 @@ impl Bench {
     pub fn open_on(&mut self, storage: &mut dyn Storage) -> Result<Recovery, OpenError> {
         self.engine = None;
         self.held.clear();
-        self.plan = plan_for(self.options.len(), self.tier_blocks);
+        self.plan = plan_for(self.options.len(), self.tier_blocks, self.more_reserve_bytes);
         let reserve = Reserve::allocate(self.plan.total_bytes());
         let (config, now) = (self.config.clone(), self.now());
         let (engine, recovery) =

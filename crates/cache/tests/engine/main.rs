@@ -1,6 +1,7 @@
 //! The engine over a device and origins in memory, by what a user of it sees.
 
 mod bench;
+mod carrying;
 mod damage;
 mod flushes;
 mod kept;

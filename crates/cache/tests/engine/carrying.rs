@@ -1,0 +1,56 @@
+//! Dirty data that reclaim carries forward while its origin is away: rules 27 and 28.
+
+use crate::bench::Bench;
+use ringfence_cache::counters::{Counter, ExportCounter};
+use ringfence_cache::limits::{EXPORT_TABLE_OFFSETS, SEGMENT_BYTES_MIN};
+use ringfence_cache::{Command, Mode, Order};
+
+const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
+const TRIM: Command = Command::Trim { fua: false };
+const SECOND: u64 = 1_000_000_000;
+/// Runs of zeroes, each of which takes an entry of its own when it is carried.
+const RUNS: u64 = 10_000;
+/// Where the superblocks are.
+const SUPERBLOCKS_BYTES: usize = EXPORT_TABLE_OFFSETS[0] as usize;
+
+/// Another export, whose origin is up, writes until it gets no answer.
+fn fill_with_other(bench: &mut Bench) {
+    for at in 0..100 {
+        if bench.try_write(1, at % 7 * 256 * 4096, 1 << 20).is_none() {
+            return;
+        }
+    }
+    panic!("there is room without end");
+}
+
+#[test]
+fn zeroes_in_many_runs_leave_a_segment_for_the_record_with_the_tail() {
+    let mut bench = Bench::with_segments(26, &[STRICT, STRICT], 2 * RUNS + 1, 0);
+    bench.is_checked = false;
+    bench.more_reserve_bytes = SEGMENT_BYTES_MIN;
+    bench.restart();
+    bench.faults.origin_writes_of = Some(0);
+    bench.submit(0, TRIM, 0, (2 * RUNS + 1) * 4096);
+    for run in 0..RUNS {
+        let ticket = bench.submit(0, TRIM, (2 * run + 1) * 4096, 4096);
+        assert!(bench.answer(ticket).is_some(), "run {run}");
+        if run % 64 == 0 {
+            bench.turn();
+        }
+    }
+    bench.flush().expect("flushed");
+    bench.pass(SECOND);
+    let superblocks = bench.disk.bytes[..SUPERBLOCKS_BYTES].to_vec();
+    fill_with_other(&mut bench);
+    bench.pass(SECOND);
+    assert!(bench.engine_counter(Counter::SegmentsReclaimed) == 0, "as much as it frees");
+    assert!(bench.disk.bytes.starts_with(&superblocks), "what is the last resort was needed");
+    bench.engine().check_invariants();
+    bench.faults.origin_writes_of = None;
+    while bench.counter(ExportCounter::DirtyBytes) > 0 {
+        bench.pass(SECOND);
+    }
+    assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0);
+    assert!((0..2 * RUNS).all(|block| bench.origin(0, block) == 0));
+    bench.write(1, 0, 1 << 20, 9).expect("and it goes on");
+}
