@@ -26,6 +26,9 @@ use zerocopy::FromBytes;
 
 /// Blocks that are copied forward at a time.
 pub(super) const BATCH_BLOCKS: usize = RECLAIM_BYTES as usize / BLOCK_BYTES;
+/// Quarters of a segment's payload that may be copied. Where clients hit all that the log has,
+/// reclaim would copy it round and round and free nothing; so a copy of three blocks frees one.
+const QUARTERS_COPIED_MAX: u64 = 3;
 /// Blocks looked at per turn: a bounded walk of the index between two turns of the ring.
 const BLOCKS_PER_TURN: u64 = 8192;
 
@@ -63,6 +66,8 @@ pub struct Reclaim {
     pub(super) entry: usize,
     pub(super) block: u64,
     pub(super) survivors: Vec<Survivor>,
+    /// Clean blocks of the segment that were worth copying.
+    kept: u64,
     outstanding: usize,
     /// It starts over, but not before the next turn.
     paused: bool,
@@ -87,6 +92,7 @@ impl Reclaim {
             entry: 0,
             block: 0,
             survivors: Vec::with_capacity(BATCH_BLOCKS),
+            kept: 0,
             outstanding: 0,
             paused: false,
             copies: Sequence(0),
@@ -168,6 +174,7 @@ impl Engine {
         self.reclaim.entry = 0;
         self.reclaim.block = 0;
         self.reclaim.copies = Sequence(0);
+        self.reclaim.kept = 0;
         let room = self.reclaim_summary_room();
         if !self.log.has_summary(segment_use) {
             // Lost, and accepted as lost: there is nothing to keep.
@@ -291,6 +298,7 @@ impl Engine {
                         self.read_survivors();
                         return false;
                     }
+                    self.reclaim.kept += 1;
                     self.reclaim.survivors.push(Survivor {
                         export: slot,
                         block,
@@ -328,9 +336,11 @@ impl Engine {
         self.reclaim.survivors.clear();
     }
 
-    /// At the reserve, clean hits are dropped instead of copied (rule 27).
+    /// At the reserve, clean hits are dropped instead of copied (rule 27); so are those beyond the
+    /// part of a segment that may be copied.
     fn may_copy_forward(&self) -> bool {
-        self.log.segments_free() > u64::from(SEGMENTS_RESERVED)
+        let most = u64::from(self.log.geometry.payload_blocks) * QUARTERS_COPIED_MAX / 4;
+        self.log.segments_free() > u64::from(SEGMENTS_RESERVED) && self.reclaim.kept < most
     }
 
     fn scan_finished(&mut self) {

@@ -9,6 +9,7 @@ mod latch;
 mod lost_writes;
 mod opening;
 mod pieces;
+mod room;
 mod tier;
 mod writing;
 mod zeroes;
