@@ -277,6 +277,10 @@ impl Export {
 pub struct Exports {
     slots: Box<[Option<Export>; EXPORTS_MAX]>,
     in_use: Vec<ExportSlot>,
+    /// The slot whose writes are tried first when there is room again.
+    pub room_turn: u8,
+    /// Whether a write waits for room in the log itself, which all exports share.
+    pub log_is_asked_for: bool,
 }
 
 impl Exports {
@@ -288,7 +292,7 @@ impl Exports {
             slots[slot.index()] = Some(export);
             in_use.push(slot);
         }
-        Self { slots, in_use }
+        Self { slots, in_use, room_turn: 0, log_is_asked_for: false }
     }
 
     /// The slots in use.

@@ -137,9 +137,12 @@ impl Engine {
         if let Some(error) = refusal {
             return self.finish_write(ticket, Err(error));
         }
-        if export.room_waiters.is_empty() {
+        let has_predecessors = !export.room_waiters.is_empty();
+        // Room that was made since the last turn is for those who wait for it.
+        if !has_predecessors && !self.exports.log_is_asked_for {
             self.write(ticket);
         } else {
+            let export = self.exports.get_mut(request.export);
             self.links.push(&mut export.room_waiters, ticket);
         }
     }

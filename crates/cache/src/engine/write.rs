@@ -121,7 +121,9 @@ impl Engine {
         let partial = plan.partial().iter().flatten().count() as u32;
         let (entries, blocks) = if is_write { (1, plan.span.blocks) } else { (3, partial) };
         self.ensure_leaves(slot, |index| plan.leaves_needed(index, slot, is_write))?;
-        self.ensure_room(entries, blocks, Privilege::Ordinary)
+        let room = self.ensure_room(entries, blocks, Privilege::Ordinary);
+        self.exports.log_is_asked_for |= room.is_err();
+        room
     }
 
     /// Makes sure that an export gets as many leaves of the index as are needed, and that others
@@ -164,44 +166,57 @@ impl Engine {
         self.links.push(&mut self.exports.get_mut(slot).room_waiters, ticket);
     }
 
-    /// Tries the writes that wait for room, the oldest of each export first.
+    /// Tries the writes that wait for room, the oldest of each export first. Exports take turns,
+    /// write by write, so that one with many of them does not take all that there is.
     pub(super) fn run_room_waiters(&mut self) {
-        for slot in self.exports.in_use() {
-            self.run_room_waiters_of(slot);
+        self.exports.log_is_asked_for = false;
+        let mut stuck = 0;
+        loop {
+            let waits = |slot: &ExportSlot| {
+                let is_waiting = !self.exports.get(*slot).room_waiters.is_empty();
+                is_waiting && stuck & slot.bit() == 0
+            };
+            let behind = |slot: &ExportSlot| (slot.0 < self.exports.room_turn, slot.0);
+            let next = self.exports.in_use().filter(waits).min_by_key(behind);
+            let Some(slot) = next else { return };
+            if self.run_room_waiter(slot) {
+                self.exports.room_turn = slot.0 + 1;
+            } else {
+                stuck |= slot.bit();
+            }
         }
     }
 
-    fn run_room_waiters_of(&mut self, slot: ExportSlot) {
-        loop {
-            let mut queue = self.exports.get(slot).room_waiters;
-            let Some(ticket) = self.links.pop(&mut queue) else { return };
-            self.exports.get_mut(slot).room_waiters = queue;
-            if self.latched || self.stopping {
-                let error =
-                    if self.latched { RequestError::Io } else { RequestError::ShuttingDown };
-                self.finish_write(ticket, Err(error));
-                continue;
-            }
-            let request = self.ops[ticket.0 as usize].request();
-            let plan = WritePlan::of(&request, self.exports.get(slot).size_bytes);
-            if self.has_room(slot, &plan, &request).is_ok() {
-                // Its patience was for room: what the origin is asked for now gets its own time.
-                let patience_ns = self.exports.get(slot).wait_ns_max;
-                let until_ns = self.now.monotonic_ns.saturating_add(patience_ns);
-                let op = &mut self.ops[ticket.0 as usize];
-                op.deadline_ns = op.deadline_ns.max(until_ns);
-                self.write(ticket);
-                continue;
-            }
-            if self.room_wait_ended(slot, ticket) {
-                self.finish_write(ticket, Err(RequestError::NoSpace));
-                continue;
-            }
-            let mut queue = self.exports.get(slot).room_waiters;
-            self.links.push_front(&mut queue, ticket);
-            self.exports.get_mut(slot).room_waiters = queue;
-            return;
+    /// Tries the oldest write that waits for room in an export; returns whether it has left the
+    /// queue.
+    fn run_room_waiter(&mut self, slot: ExportSlot) -> bool {
+        let mut queue = self.exports.get(slot).room_waiters;
+        let ticket = self.links.pop(&mut queue).expect("a write that waits");
+        self.exports.get_mut(slot).room_waiters = queue;
+        if self.latched || self.stopping {
+            let error = if self.latched { RequestError::Io } else { RequestError::ShuttingDown };
+            self.finish_write(ticket, Err(error));
+            return true;
         }
+        let request = self.ops[ticket.0 as usize].request();
+        let plan = WritePlan::of(&request, self.exports.get(slot).size_bytes);
+        if self.has_room(slot, &plan, &request).is_ok() {
+            // Its patience was for room: what the origin is asked for now gets its own time.
+            let patience_ns = self.exports.get(slot).wait_ns_max;
+            let until_ns = self.now.monotonic_ns.saturating_add(patience_ns);
+            let op = &mut self.ops[ticket.0 as usize];
+            op.deadline_ns = op.deadline_ns.max(until_ns);
+            self.write(ticket);
+            return true;
+        }
+        if self.room_wait_ended(slot, ticket) {
+            self.finish_write(ticket, Err(RequestError::NoSpace));
+            return true;
+        }
+        let mut queue = self.exports.get(slot).room_waiters;
+        self.links.push_front(&mut queue, ticket);
+        self.exports.get_mut(slot).room_waiters = queue;
+        false
     }
 
     /// Whether a write has waited for its limit without an origin taking anything that would give

@@ -3,9 +3,10 @@
 use crate::bench::Bench;
 use ringfence_cache::counters::Counter;
 use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_RESERVED, footer_bytes};
-use ringfence_cache::{Control, Mode, Order};
+use ringfence_cache::{Control, Mode, Order, Ticket};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
+const STEP_BYTES: u64 = 1 << 20;
 const SEGMENT_BLOCKS: u64 = (SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN)) / 4096;
 
 /// A log of clean blocks, all of which were hit, that lacks one segment of where reclaim rests.
@@ -42,4 +43,45 @@ fn where_all_blocks_were_hit_reclaim_still_makes_room() {
     assert!(copied > 0, "what was hit is worth keeping");
     assert!(copied <= reclaimed * SEGMENT_BLOCKS * 3 / 4, "{copied} of {reclaimed} segments");
     assert!(reclaimed <= 6, "one segment is not worth a lap of copies: {reclaimed}");
+}
+
+fn is_answered(bench: &Bench, ticket: Ticket) -> bool {
+    bench.answer(ticket).is_some_and(|answer| answer.result.is_ok())
+}
+
+/// How many writes of an export that always has some waiting are answered before the one write of
+/// another: the most of many tries.
+fn overtakers(crowd: u8, other: u8) -> usize {
+    let mut bench = Bench::sized(&[STRICT, STRICT], 256 * 7, 0);
+    bench.is_checked = false;
+    let mut most = 0;
+    let mut waiting: Vec<Ticket> = Vec::new();
+    let mut one: Option<(Ticket, usize)> = None;
+    for turn in 0..3000 {
+        let before = waiting.len();
+        waiting.retain(|ticket| !is_answered(&bench, *ticket));
+        let answered = before - waiting.len();
+        while waiting.len() < 4 {
+            waiting.push(bench.begin_write_to(crowd, turn % 7 * STEP_BYTES, STEP_BYTES, 1));
+        }
+        one = one.map(|(ticket, overtaken)| (ticket, overtaken + answered));
+        if let Some((ticket, overtaken)) = one {
+            most = most.max(overtaken);
+            if overtaken > 8 {
+                return most;
+            }
+            one = one.filter(|_| !is_answered(&bench, ticket));
+        }
+        if one.is_none() && turn % 10 == 0 {
+            one = Some((bench.begin_write_to(other, turn % 7 * STEP_BYTES, STEP_BYTES, 2), 0));
+        }
+        bench.turn();
+    }
+    most
+}
+
+#[test]
+fn whoever_waits_for_room_gets_it_in_turn() {
+    let most = [(0, 1), (1, 0)].map(|(crowd, other)| overtakers(crowd, other));
+    assert!(most.iter().all(|&overtakers| overtakers <= 6), "{most:?}");
 }
