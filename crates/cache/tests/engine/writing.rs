@@ -254,6 +254,21 @@ fn writes_that_wait_for_the_cache_device_do_not_send_older_ones_to_the_origin() 
 }
 
 #[test]
+fn writes_that_wait_for_the_cache_device_do_not_run_out_of_patience() {
+    let mut bench = Bench::with_segments(64, &[STRICT], 64 * 256, 0);
+    bench.faults.hold_device_writes = true;
+    let steps = (0..12).map(|step| bench.begin_write_to(0, step << 20, 1 << 20, 2));
+    let last = steps.last().expect("a ticket");
+    let patience_ns = bench.options[0].wait_ns_max;
+    bench.pass(patience_ns + SECOND);
+    bench.pass(patience_ns + SECOND);
+    assert_eq!(bench.answer(last), None, "the log is nearly empty");
+    bench.release_device_writes();
+    bench.settle();
+    assert_eq!(bench.answer(last).map(|answer| answer.result), Some(Ok(())));
+}
+
+#[test]
 fn what_is_being_fetched_is_not_destaged() {
     let mut bench = Bench::new(&[STRICT]);
     bench.faults.hold_origin_reads = true;
