@@ -41,8 +41,19 @@ pub enum Order {
 pub struct OriginIdentity {
     /// Size in bytes.
     pub size_bytes: u64,
-    /// Device and inode, a serial number, or an address: at most 128 bytes, shown to operators.
+    /// The strongest name there is today, which a new export records: at most 128 bytes, shown to
+    /// operators.
     pub name: String,
+    /// Weaker names of the same bytes. One of them may have been the strongest once.
+    pub also: Vec<String>,
+}
+
+impl OriginIdentity {
+    /// Whether this is the origin that was recorded under a name.
+    #[must_use]
+    pub fn has_name(&self, recorded: &str) -> bool {
+        self.name == recorded || self.also.iter().any(|name| name == recorded)
+    }
 }
 
 /// An export that is to be served.

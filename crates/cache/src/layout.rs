@@ -215,7 +215,7 @@ pub fn register_export(
             let (name, size_bytes) = (name.clone(), origin.size_bytes);
             return Err(OpenError::OriginSize { name, size_bytes, known_bytes });
         }
-        if record.origin() != origin.name {
+        if !origin.has_name(&record.origin()) {
             let (found, known) = (origin.name.clone(), record.origin());
             return Err(OpenError::OriginIdentity { name: name.clone(), found, known });
         }

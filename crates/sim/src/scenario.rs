@@ -432,7 +432,11 @@ fn draw_export(index: u8, blocks_max: u64, faults: &Faults, random: &mut Random)
         options: ExportOptions {
             name: format!("export-{index}"),
             uuid: [index + 1; 16],
-            origin: OriginIdentity { size_bytes, name: format!("origin-{index}") },
+            origin: OriginIdentity {
+                size_bytes,
+                name: format!("origin-{index}"),
+                also: Vec::new(),
+            },
             mode: if random.percent(10) { Mode::Writethrough } else { Mode::Writeback },
             order: if random.percent(75) { Order::Strict } else { Order::Relaxed },
             dirty_bytes_max: random.percent(60).then_some(limit_bytes),

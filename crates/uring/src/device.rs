@@ -137,24 +137,6 @@ impl Device {
         self.keys.iter().flatten().any(|key| other.keys.iter().flatten().any(|more| key == more))
     }
 
-    /// What the bytes are known by over restarts: never a path, never a time.
-    #[must_use]
-    pub fn identity(&self) -> String {
-        match (self.keys[0], self.keys[1]) {
-            (_, Some(Key::Inode { device, inode })) => {
-                format!("loop over file {inode} on {}", number_text(device))
-            }
-            (Some(Key::Inode { device, inode }), _) => {
-                format!("file {inode} on {}", number_text(device))
-            }
-            (Some(Key::Device { number }), _) => match serial(number) {
-                Some(serial) => format!("device with serial {serial}"),
-                None => format!("device {}", number_text(number)),
-            },
-            _ => unreachable!("a device has a key"),
-        }
-    }
-
     /// Whether this is a loop device: its file allocates as it is written.
     #[must_use]
     pub fn is_loop(&self) -> bool {
@@ -243,26 +225,6 @@ impl Device {
 
 /// `_IOR(0x12, 114, size_t)`, which libc does not have.
 const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
-
-fn number_text(number: u64) -> String {
-    format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number))
-}
-
-/// A disk's own name, where it has one. Partitions of one disk share it, so they add their place.
-fn serial(number: u64) -> Option<String> {
-    let base = format!("/sys/dev/block/{}", number_text(number));
-    let read = |name: &str| {
-        let text = std::fs::read_to_string(format!("{base}/{name}")).ok()?;
-        let text = text.trim();
-        (!text.is_empty() && text.len() <= 96).then(|| text.to_owned())
-    };
-    if let Some(partition) = read("partition") {
-        let serial = ["../serial", "../wwid", "../device/serial", "../device/wwid"];
-        let serial = serial.into_iter().find_map(read)?;
-        return Some(format!("{serial} partition {partition}"));
-    }
-    ["serial", "wwid", "device/serial", "device/wwid", "dm/uuid"].into_iter().find_map(read)
-}
 
 #[cfg(test)]
 mod tests {

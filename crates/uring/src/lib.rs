@@ -14,6 +14,7 @@ mod counters;
 mod device;
 mod error;
 mod guards;
+mod identity;
 mod memory;
 mod net;
 mod opening;

@@ -2,6 +2,7 @@
 
 use crate::device::{Access, Device, Role};
 use crate::error::RuntimeError;
+use crate::identity;
 use crate::options::ExportSpec;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Mode, OriginIdentity};
@@ -20,7 +21,9 @@ impl Origin {
     /// What it is known by.
     #[must_use]
     pub fn identity(&self) -> OriginIdentity {
-        OriginIdentity { size_bytes: self.device.size_bytes, name: self.device.identity() }
+        let mut names = identity::names(&self.device).into_iter();
+        let name = names.next().expect("a device has at least one name");
+        OriginIdentity { size_bytes: self.device.size_bytes, name, also: names.collect() }
     }
 
     /// Where the last whole block ends, if only whole blocks can be read and written.

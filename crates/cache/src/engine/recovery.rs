@@ -181,7 +181,7 @@ impl Engine {
         rebuild.seed(&facts);
         rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
         rebuild.refuse_dirty_read_only()?;
-        rebuild.refuse_owed_origins(&table)?;
+        rebuild.refuse_owed_origins(&table, options)?;
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
         let voids = rebuild.void_other_names(&mut table);
         if voids || table.next_layer != next_layer || !found_table.copies_agree {
@@ -317,13 +317,16 @@ impl Rebuild {
 
     /// An origin under another name than before: what the cache holds for it would be missed, and
     /// be written over what is written now once somebody uses the old name again.
-    fn refuse_owed_origins(&self, table: &ExportTable) -> Result<(), OpenError> {
-        for opened in &self.recovery.exports {
-            let origin = table.exports[opened.slot.index()].origin();
+    fn refuse_owed_origins(
+        &self,
+        table: &ExportTable,
+        options: &[ExportOptions],
+    ) -> Result<(), OpenError> {
+        for (opened, option) in self.recovery.exports.iter().zip(options) {
             let owes = |slot: &ExportSlot| {
                 *slot != opened.slot
                     && self.exports.get(*slot).is_dirty()
-                    && table.exports[slot.index()].origin() == origin
+                    && option.origin.has_name(&table.exports[slot.index()].origin())
             };
             if let Some(other) = self.exports.in_use().find(owes) {
                 let owed = table.exports[other.index()].name();

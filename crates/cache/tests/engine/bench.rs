@@ -184,7 +184,11 @@ impl Bench {
         let export = |(index, &(mode, order)): (usize, &(Mode, Order))| ExportOptions {
             name: format!("export-{index}"),
             uuid: [index as u8 + 1; 16],
-            origin: OriginIdentity { size_bytes, name: format!("origin-{index}") },
+            origin: OriginIdentity {
+                size_bytes,
+                name: format!("origin-{index}"),
+                also: Vec::new(),
+            },
             mode,
             order,
             dirty_bytes_max: None,

@@ -345,6 +345,11 @@ fn an_origin_does_not_get_another_name_while_it_lacks_something() {
     let refused = bench.open_on(&mut watched).expect_err("owed").to_string();
     assert!(refused.contains("holds data of export export-0 that this origin"), "{refused}");
     assert!(watched.done.iter().all(|done| !matches!(done, Operation::Write(_))));
+    // The same origin, of which a stronger name is known by now.
+    bench.options[0].origin.name = "a stronger name".to_owned();
+    bench.options[0].origin.also = vec!["origin-0".to_owned()];
+    let refused = bench.open_on(&mut Watched::new(&bench.disk)).expect_err("owed").to_string();
+    assert!(refused.contains("holds data of export export-0 that this origin"), "{refused}");
     bench.options = known;
     bench.restart();
     assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
@@ -528,6 +533,20 @@ fn exports_that_the_cache_cannot_take_are_refused_before_any_write() {
     bench.restart();
     assert_eq!(bench.read(0, 1), [Some(1)]);
     const { assert!(EXPORT_BLOCKS * 4096 == 8_388_608) };
+}
+
+/// What names an origin has depends on the kernel too, which may be a later one.
+#[test]
+fn an_origin_is_recognised_by_any_of_its_names() {
+    let mut bench = dirty();
+    let origin = &mut bench.options[0].origin;
+    (origin.name, origin.also) = ("a stronger name".to_owned(), vec!["origin-0".to_owned()]);
+    bench.restart();
+    assert_eq!(bench.read(0, 1), [Some(1)]);
+    // The one that was recorded is the one that counts.
+    bench.options[0].origin.also.clear();
+    let refused = bench.open_on(&mut Watched::new(&bench.disk)).expect_err("another origin");
+    assert!(refused.to_string().contains("holds data of origin-0"), "{refused}");
 }
 
 /// The segment in use holds one record of eight blocks; the next one was never used.

@@ -169,6 +169,7 @@ fn exports() -> Vec<ExportOptions> {
         origin: OriginIdentity {
             size_bytes: EXPORT_BLOCKS * BLOCK_BYTES_U64,
             name: (*origin).to_owned(),
+            also: Vec::new(),
         },
         mode: Mode::Writeback,
         order: Order::Strict,
