@@ -148,6 +148,34 @@ test.serial('an orderly stop ends while an origin hangs, and the cache is free',
   await stopDaemon(again);
 });
 
+test.serial('an orderly stop ends though an origin that hangs cannot be closed', async (t) => {
+  const scope = testScope(t);
+  const folder = temporaryFolder(scope);
+  // nbdfuse knows nothing of a file's being closed; this one is asked, and waited for.
+  const file = sparseFile(folder, 'behind', 16 * MIB);
+  const path = join(folder, 'shown');
+  writeFileSync(path, '');
+  const fuse = startProcess(scope, 'qemu-storage-daemon', [
+    ...['--blockdev', `driver=file,node-name=behind,filename=${file}`],
+    ...['--export', `type=fuse,id=shown,node-name=behind,mountpoint=${path},writable=on`],
+  ]);
+  scope.defer(async () => {
+    fuse.signal('SIGCONT');
+    await run('umount', ['--lazy', path]).catch(() => undefined);
+  });
+  await waitUntil(
+    async () => (await run('stat', ['--format=%s', path])).trim() === `${16 * MIB}`,
+    () => `qemu-storage-daemon shows nothing:\n${fuse.output()}`,
+  );
+  const daemon = await serveBoth(t, scope, folder, { path, fuse, file });
+  fuse.signal('SIGSTOP');
+  const began = performance.now();
+  await ask(daemon, 'stop');
+  t.true(performance.now() - began < 10_000, 'it is not waited for');
+  fuse.signal('SIGCONT');
+  t.is((await daemon.background.wait()).exitCode, 0);
+});
+
 test.serial('files as origins are served while a file as origin hangs', async (t) => {
   const scope = testScope(t);
   const folder = temporaryFolder(scope);

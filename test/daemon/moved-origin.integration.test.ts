@@ -45,7 +45,7 @@ for (const kind of ['ext4', 'xfs']) {
     };
     const first = await attachLoop(self.scope, image);
     const second = await attachLoop(self.scope, image);
-    self.scope.defer(() => runAnyway('umount', [mountPoint]));
+    self.scope.defer(() => runAnyway('umount', ['--lazy', mountPoint]));
     await mount(first.device);
     const origin = sparseFile(mountPoint, 'origin', 16 * MIB);
     const before = statSync(origin);

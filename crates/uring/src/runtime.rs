@@ -17,9 +17,12 @@ use std::os::fd::IntoRawFd;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// How long requests in flight may take at the end, against a client that has stalled.
 const SHUTDOWN_LIMIT_MS: u64 = 10_000;
+/// How long closing the origins may take after that.
+const CLOSE_LIMIT: Duration = Duration::from_secs(1);
 
 /// The threads of a ring.
 pub(crate) struct Threads {
@@ -262,9 +265,11 @@ impl Runtime {
         }
         // Neither thread runs code of the caller's but the bell, which returns at once.
         let outcome = threads.outcome.recv();
-        // What an origin that hangs still has keeps the kernel from ending the thread, and later
-        // the process; nothing of ours needs either.
-        if !outcome.as_ref().is_ok_and(|ending| ending.stuck) {
+        // What an origin that hangs still has, or that it cannot be closed, keeps the kernel from
+        // ending the thread, and later the process; nothing of ours needs either.
+        let stuck = outcome.as_ref().is_ok_and(|ending| ending.stuck);
+        let closed = || threads.outcome.recv_timeout(CLOSE_LIMIT);
+        if !stuck && !matches!(closed(), Err(mpsc::RecvTimeoutError::Timeout)) {
             let _it_ended_well = threads.ring.join();
         }
         threads.stop_bell.store(true, Ordering::Release);

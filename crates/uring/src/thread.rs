@@ -164,8 +164,12 @@ pub fn start<C: Core + Send + 'static>(
     let body = move || {
         let run = AssertUnwindSafe(|| run(start, ring_shared, commands, events, &ready));
         match catch_unwind(run) {
-            Ok(result) => {
-                let _nobody_waits = finished.send(result);
+            Ok((ending, origins)) => {
+                let _nobody_waits = finished.send(ending);
+                // A file is not closed before its filesystem has said so, which may hang. What is
+                // told of by the other end of `finished` is that this is over.
+                drop(origins);
+                drop(finished);
             }
             Err(_) => {
                 // The panic's message is out already. Nothing that the ring held can be trusted.
@@ -199,14 +203,14 @@ pub fn start<C: Core + Send + 'static>(
     }))
 }
 
-/// The ring thread's life.
+/// The ring thread's life, but for its origins: they are still open.
 fn run<C: Core>(
     mut start: Start<C>,
     shared: Arc<Shared>,
     commands: Consumer<Command>,
     events: Producer<RingEvent>,
     ready: &mpsc::SyncSender<Result<Vec<Guard>, RuntimeError>>,
-) -> Ending {
+) -> (Ending, Vec<(ExportSlot, Origin)>) {
     // Before the ring exists, so that the kernel's workers for it inherit it.
     let flusher = guards::io_flusher();
     if let Some(cpu) = start.cpu {
@@ -222,7 +226,7 @@ fn run<C: Core>(
         Ok(ring) => ring,
         Err(error) => {
             let _nobody_waits = ready.send(Err(error));
-            return Ending { flushed: Ok(()), stuck: false };
+            return (Ending { flushed: Ok(()), stuck: false }, devices.1);
         }
     };
     let _nobody_waits = ready.send(Ok(vec![flusher]));
@@ -231,8 +235,9 @@ fn run<C: Core>(
     let result = ring.run();
     allocation::unwatch_this_thread();
     drop(ring);
-    drop(devices);
-    result
+    let (cache, origins) = devices;
+    drop(cache);
+    (result, origins)
 }
 
 /// All that the loop will ever need.
