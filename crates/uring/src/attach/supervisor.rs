@@ -21,6 +21,7 @@ use crate::signal::{Signal, spawn_quiet};
 use crate::thread::{lock_stack, lock_text};
 use crate::{allocation, guards};
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::{Mode, OFlags};
 use std::collections::VecDeque;
 use std::ffi::CString;
 use std::io;
@@ -278,11 +279,15 @@ fn open(
         netlink,
         listener,
         index,
-        look: Look::new(index, spec.device.resend_seconds),
+        queue: Queue::of(index, spec.device.resend_seconds),
         spec: spec.device,
         shared,
     };
-    if let Err(error) = driver.be_patient() {
+    let mut settled = driver.be_patient();
+    if !spec.take_over {
+        settled = settled.and_then(|()| driver.queue.shorten_requests());
+    }
+    if let Err(error) = settled {
         if !spec.take_over {
             // Nobody would mend it.
             let _first_error_counts = driver.detach();
@@ -337,33 +342,67 @@ trait Driver {
     fn detach(&mut self) -> io::Result<()>;
 }
 
-/// How often the driver looks at requests without an answer: a file of the queue, and what to
-/// write there.
-struct Look {
-    path: CString,
-    milliseconds: String,
+/// What the block layer is told of the device: files of its queue in sysfs.
+struct Queue {
+    /// How often the driver looks at requests without an answer: where it is said, and what.
+    look: CString,
+    look_milliseconds: String,
+    /// The longest request, in KiB.
+    request: CString,
 }
 
-impl Look {
-    fn new(index: u32, seconds: u32) -> Self {
-        let path = format!("/sys/block/nbd{index}/queue/io_timeout");
-        let path = CString::new(path).expect("digits and letters");
-        Self { path, milliseconds: format!("{seconds}000") }
+/// A server may answer a longer read in parts, and the kernel's driver has no way to learn that a
+/// later part failed: it would ask for all of it again, for ever.
+const REQUEST_KIB_MAX: u32 = ringfence_cache::limits::STEP_BYTES_MAX / 1024;
+const REQUEST_KIB_MAX_TEXT: &[u8] = b"1024";
+const _: () = assert!(REQUEST_KIB_MAX == 1024, "the text says the same");
+
+impl Queue {
+    fn of(index: u32, look_seconds: u32) -> Self {
+        Self::at(&format!("/sys/block/nbd{index}/queue"), look_seconds)
     }
 
-    fn set(&self) -> io::Result<()> {
-        use rustix::fs::{Mode, OFlags, open};
-        let file = open(&*self.path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-        rustix::io::write(&file, self.milliseconds.as_bytes())?;
+    fn at(folder: &str, look_seconds: u32) -> Self {
+        let path = |name| CString::new(format!("{folder}/{name}")).expect("a path without zeroes");
+        Self {
+            look: path("io_timeout"),
+            look_milliseconds: format!("{look_seconds}000"),
+            request: path("max_sectors_kb"),
+        }
+    }
+
+    fn set_look(&self) -> io::Result<()> {
+        write_setting(&self.look, self.look_milliseconds.as_bytes())
+    }
+
+    /// Newer kernels let requests on their way end first, so it is done before there are any.
+    fn shorten_requests(&self) -> io::Result<()> {
+        let mut text = [0; 16];
+        let file = open_setting(&self.request, OFlags::RDONLY)?;
+        let length = rustix::io::read(&file, &mut text)?;
+        let most = str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
+        // What is shorter was somebody's wish, or an older kernel's.
+        if most.is_none_or(|kib: u32| kib > REQUEST_KIB_MAX) {
+            write_setting(&self.request, REQUEST_KIB_MAX_TEXT)?;
+        }
         Ok(())
     }
+}
+
+fn open_setting(path: &CString, access: OFlags) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path.as_c_str(), access | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn write_setting(path: &CString, text: &[u8]) -> io::Result<()> {
+    rustix::io::write(&open_setting(path, OFlags::WRONLY)?, text)?;
+    Ok(())
 }
 
 struct KernelDriver {
     netlink: Netlink,
     listener: Listener,
     index: u32,
-    look: Look,
+    queue: Queue,
     spec: DeviceSpec,
     shared: Arc<Shared>,
 }
@@ -373,7 +412,7 @@ impl KernelDriver {
     /// is sent again soon.
     fn be_patient(&mut self) -> io::Result<()> {
         self.netlink.limit_requests(self.index, &self.spec, false)?;
-        self.look.set()
+        self.queue.set_look()
     }
 }
 
