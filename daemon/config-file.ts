@@ -15,20 +15,14 @@ import {
   SPIN_US_MAX,
 } from './config.ts';
 import { RingfenceError, reasonOf, ringfenceError } from './errors.ts';
-import {
-  EXPORT_DEFAULTS,
-  exportNameProblem,
-  MODES,
-  ORDERS,
-  parseOriginTimeoutMs,
-} from './exports.ts';
+import { EXPORT_DEFAULTS, exportNameProblem, MODES, ORDERS, parsePatienceMs } from './exports.ts';
 import { parseDurationMs, parseSizeBytes } from './units.ts';
 
 const size = checkedBy(z.union([z.string(), z.int().nonnegative()]), (value) =>
   parseSizeBytes(`${value}`),
 );
 const duration = checkedBy(z.string(), (text) => parseDurationMs(text));
-const originTimeout = checkedBy(z.string(), parseOriginTimeoutMs);
+const patience = checkedBy(z.string(), parsePatienceMs);
 const clientAddress = checkedBy(z.string(), (text) => formatAddress(parseAddress(text)));
 const tcpAddress = checkedBy(z.string(), (text) => formatAddress(parseTcpAddress(text)));
 const path = z.string().min(1, 'a path cannot be empty.');
@@ -42,8 +36,8 @@ const EXPORT_SCHEMA = z.strictObject({
   mode: z.enum(MODES).default(EXPORT_DEFAULTS.mode),
   order: z.enum(ORDERS).default(EXPORT_DEFAULTS.order),
   dirty_max: size.optional(),
-  wait: duration.optional(),
-  origin_timeout: originTimeout.optional(),
+  wait: patience.optional(),
+  origin_timeout: patience.optional(),
 });
 
 /** The file, key by key. */

@@ -68,11 +68,12 @@ export function parseExport(text: string): ExportConfig {
 }
 
 /**
- * Parses how long a request to the origin may take: with no time at all, each would be late.
+ * Parses how long something of an export may take, an answer of the origin or a wait: with no time
+ * at all each would be late, and each miss an error.
  *
  * @throws `RF_DURATION`, `RF_DURATION_RANGE`
  */
-export function parseOriginTimeoutMs(text: string): number {
+export function parsePatienceMs(text: string): number {
   return parseDurationMs(text, '1ms');
 }
 
@@ -120,9 +121,9 @@ function parseOption(text: string, key: string, value: string): Partial<ExportCo
     case 'dirty-max':
       return { dirtyBytesMax: parseSizeBytes(value) };
     case 'wait':
-      return { waitMs: parseDurationMs(value) };
+      return { waitMs: parsePatienceMs(value) };
     case 'origin-timeout':
-      return { originTimeoutMs: parseOriginTimeoutMs(value) };
+      return { originTimeoutMs: parsePatienceMs(value) };
     default:
       throw ringfenceError('RF_EXPORT_SYNTAX', [
         text,

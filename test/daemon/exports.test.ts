@@ -41,6 +41,7 @@ test('what is wrong is named', (t) => {
     ['disk=/x,ordre=strict', 'RF_EXPORT_SYNTAX', /"ordre" is none of its options/],
     ['disk=/x,mode=readonly,mode=readonly', 'RF_EXPORT_SYNTAX', /"mode" twice/],
     ['disk=/x,wait=5', 'RF_DURATION', /not a duration/],
+    ['disk=/x,wait=0ms', 'RF_DURATION_RANGE', /"0ms" is out of range: .* from 1ms to 1440m/],
     ['disk=/x,origin-timeout=0s', 'RF_DURATION_RANGE', /from 1ms to 1440m/],
     ['disk=/x,dirty-max=1MB', 'RF_SIZE', /not a size/],
   ];
