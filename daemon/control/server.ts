@@ -1,6 +1,7 @@
 /** The control socket's server. Only the daemon's own user may connect. */
 
-import { chmod, lstat, mkdir, stat, unlink } from 'node:fs/promises';
+import { randomBytes } from 'node:crypto';
+import { chmod, link, lstat, mkdir, rename, stat, unlink } from 'node:fs/promises';
 import { createConnection, createServer, type Server, type Socket } from 'node:net';
 import { dirname } from 'node:path';
 import { UNIX_PATH_BYTES_MAX } from '../addresses.ts';
@@ -150,15 +151,29 @@ async function makeFolder(path: string): Promise<void> {
   throw ringfenceError('RF_CONTROL_LISTEN', [path, 'its folder belongs to another user']);
 }
 
-/** Removes a socket that a killed daemon left, after asking whether somebody answers on it. */
+/**
+ * Removes a socket that a killed daemon left, after asking whether somebody answers on it. Another
+ * daemon that starts now may have put its own there meanwhile, so what is removed is looked at
+ * once more, under a name that nobody else knows.
+ */
 async function removeStale(path: string): Promise<void> {
-  const status = await lstat(path).catch(() => null);
+  const status = await lstat(path, { bigint: true }).catch(() => null);
   if (status === null) return;
   if (!status.isSocket()) {
     throw ringfenceError('RF_CONTROL_LISTEN', [path, 'something that is no socket is there']);
   }
   if (await isServed(path)) throw ringfenceError('RF_CONTROL_BUSY', [path]);
-  await unlink(path);
+  const aside = `${path}.${randomBytes(4).toString('hex')}`;
+  const isGone = (error: unknown) => {
+    if (codeOf(error) !== 'ENOENT') throw error;
+    return true;
+  };
+  if (await rename(path, aside).catch(isGone)) return;
+  const moved = await lstat(aside, { bigint: true });
+  const isFresh = moved.ino !== status.ino || moved.mtimeNs !== status.mtimeNs;
+  if (isFresh) await link(aside, path);
+  await unlink(aside);
+  if (isFresh) throw ringfenceError('RF_CONTROL_BUSY', [path]);
 }
 
 function isServed(path: string): Promise<boolean> {

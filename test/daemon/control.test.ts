@@ -1,9 +1,10 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { chmod, chown, stat, writeFile } from 'node:fs/promises';
+import { chmod, chown, readdir, rename, stat, writeFile } from 'node:fs/promises';
 import { createConnection, createServer, type Socket } from 'node:net';
 import { dirname, join } from 'node:path';
 import { text } from 'node:stream/consumers';
+import { setImmediate, setTimeout } from 'node:timers/promises';
 import { pathToFileURL } from 'node:url';
 import test, { type ExecutionContext } from 'ava';
 import { askDaemon } from '../../daemon/control/client.ts';
@@ -132,6 +133,33 @@ test('the socket of a killed daemon is replaced', async (t) => {
   const server = await startControlServer(path, async () => 'new');
   t.teardown(() => server.close());
   t.is(await askDaemon(path, { verb: 'status' }), 'new');
+});
+
+test('of two daemons that start at once over a stale socket one is refused', async (t) => {
+  const folder = await temporaryFolder(t);
+  for (let round = 0; round < 20; round += 1) {
+    const path = join(folder, `${round}.sock`);
+    const killed = createServer().listen(`${path}.new`);
+    await once(killed, 'listening');
+    await rename(`${path}.new`, path);
+    killed.close();
+    // Beyond the steps of a filesystem's clock, as with any daemon that was killed.
+    await setTimeout(20);
+    const start = async (name: string) => {
+      const server = await startControlServer(path, async () => name);
+      t.teardown(() => server.close());
+      return name;
+    };
+    const first = start('first');
+    // A little later each time, so that the one is somewhere else when the other looks.
+    for (let turn = 0; turn < round; turn += 1) await setImmediate();
+    const started = await Promise.allSettled([first, start('second')]);
+    const names = started.flatMap((one) => (one.status === 'fulfilled' ? [one.value] : []));
+    t.is(names.length, 1, `round ${round}`);
+    t.is(await askDaemon(path, { verb: 'status' }), names[0]);
+  }
+  const left = (await readdir(folder)).filter((name) => !/^\d+\.sock$/.test(name));
+  t.deepEqual(left, []);
 });
 
 test('the socket of a living daemon is left alone', async (t) => {
