@@ -1,13 +1,20 @@
 /** The HTTP server for `/metrics` and `/healthz`. */
 
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket } from 'node:net';
 import { type Address, formatAddress } from '../daemon/addresses.ts';
 import { reasonOf, ringfenceError } from '../daemon/errors.ts';
 import type { MetricsPage } from './registry.ts';
 
-/** Scrapers and health checks at a time; more wait in the kernel's queue or are turned away. */
-const CONNECTIONS_MAX = 32;
+/** What clients can hold of the server. */
+export interface MetricsLimits {
+  /** Scrapers and health checks at a time; more wait in the kernel's queue or are turned away. */
+  readonly connectionsMax: number;
+  /** A client that does not have its answer by then, for whatever reason, is disconnected. */
+  readonly connectionMs: number;
+}
+
+const LIMITS: MetricsLimits = { connectionsMax: 32, connectionMs: 30_000 };
 /** A client that has not sent its request by then is disconnected. */
 const REQUEST_TIMEOUT_MS = 10_000;
 
@@ -34,11 +41,26 @@ export async function startMetricsServer(
   address: Address & { kind: 'tcp' },
   page: MetricsPage,
   health: () => Health,
+  limits = LIMITS,
 ): Promise<MetricsServer> {
+  const shared = { ...page, render: oneAtATime(page.render) };
+  const asked = new WeakSet<Socket>();
   const server = createServer((request, response) => {
-    void answer(request, response, page, health);
+    const { socket } = request;
+    // One request a connection: who sends many without reading would have a page made for each.
+    if (asked.has(socket)) {
+      socket.destroy();
+      return;
+    }
+    asked.add(socket);
+    response.setHeader('connection', 'close');
+    void answer(request, response, shared, health);
   });
-  server.maxConnections = CONNECTIONS_MAX;
+  server.on('connection', (socket) => {
+    const deadline = setTimeout(() => socket.destroy(), limits.connectionMs);
+    socket.once('close', () => clearTimeout(deadline));
+  });
+  server.maxConnections = limits.connectionsMax;
   server.requestTimeout = REQUEST_TIMEOUT_MS;
   server.headersTimeout = REQUEST_TIMEOUT_MS;
   // Where the system is short of descriptors or memory, a scrape is lost.
@@ -57,6 +79,17 @@ export async function startMetricsServer(
         server.close(() => resolve());
         server.closeAllConnections();
       }),
+  };
+}
+
+/** Whoever asks while a page is being made gets that one: a crowd costs no more than a scraper. */
+function oneAtATime(render: MetricsPage['render']): MetricsPage['render'] {
+  let underWay: Promise<string> | null = null;
+  return () => {
+    underWay ??= render().finally(() => {
+      underWay = null;
+    });
+    return underWay;
   };
 }
 

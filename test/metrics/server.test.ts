@@ -1,4 +1,6 @@
-import { createServer } from 'node:net';
+import { once } from 'node:events';
+import { createConnection, createServer, type Socket } from 'node:net';
+import { text } from 'node:stream/consumers';
 import test, { type ExecutionContext } from 'ava';
 import { type Health, startMetricsServer } from '../../metrics/server.ts';
 
@@ -44,6 +46,94 @@ test('a page that cannot be made is an error and not an empty page', async (t) =
   const response = await get('/metrics');
   t.is(response.status, 500);
   t.regex(await response.text(), /the ring has stopped/);
+});
+
+/** A client that sends all of it at once, and reads nothing by itself. */
+async function client(t: ExecutionContext, port: number, requests: string): Promise<Socket> {
+  const socket = createConnection(port, '127.0.0.1').pause();
+  socket.on('error', () => undefined);
+  t.teardown(() => socket.destroy());
+  await once(socket, 'connect');
+  socket.write(requests);
+  return socket;
+}
+
+/** The health, once there is room for somebody who asks for it. */
+async function healthOf(port: number): Promise<string> {
+  const untilMs = Date.now() + 30_000;
+  for (;;) {
+    try {
+      return await (await fetch(`http://127.0.0.1:${port}/healthz`)).text();
+    } catch (error) {
+      if (Date.now() > untilMs) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+  }
+}
+
+const SERVING = (): Health => ({ healthy: true, text: 'serving' });
+
+test('clients that pipeline and never read have no page made for each request', async (t) => {
+  let pages = 0;
+  const page = {
+    ...PAGE,
+    render: async () => {
+      pages += 1;
+      return 'x'.repeat(100_000);
+    },
+  };
+  const limits = { connectionsMax: 32, connectionMs: 60_000 };
+  const server = await startMetricsServer(ANY_PORT, page, SERVING, limits);
+  t.teardown(() => server.close());
+  const { port } = server.address;
+  for (const version of ['1.1', '1.0']) {
+    const request = `GET /metrics HTTP/${version}\r\nhost: x\r\nconnection: keep-alive\r\n\r\n`;
+    for (let count = 0; count < 32; count += 1) {
+      await client(t, port, request.repeat(200));
+    }
+    t.is(await healthOf(port), 'serving\n', `HTTP/${version}`);
+  }
+  t.true(pages <= 64, `${pages} pages`);
+});
+
+test('a client that does not take its answer loses its place', async (t) => {
+  // More than the kernel's buffers of both ends take.
+  const page = { ...PAGE, render: async () => 'x'.repeat(32 << 20) };
+  const limits = { connectionsMax: 2, connectionMs: 500 };
+  const server = await startMetricsServer(ANY_PORT, page, SERVING, limits);
+  t.teardown(() => server.close());
+  const { port } = server.address;
+  const request = 'GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n';
+  for (let count = 0; count < 2; count += 1) await client(t, port, request);
+  t.is(await healthOf(port), 'serving\n');
+});
+
+test('who asks while a page is being made shares it', async (t) => {
+  let pages = 0;
+  let release = (): void => undefined;
+  const gate = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  const page = {
+    ...PAGE,
+    render: async () => {
+      pages += 1;
+      await gate;
+      return `x ${pages}\n`;
+    },
+  };
+  const server = await startMetricsServer(ANY_PORT, page, SERVING);
+  t.teardown(() => server.close());
+  const { port } = server.address;
+  const request = 'GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n';
+  const first = await client(t, port, request);
+  const second = await client(t, port, request);
+  // What was sent before this was asked has arrived when it is answered.
+  await healthOf(port);
+  release();
+  t.regex(await text(first), /\r\n\r\nx 1\n$/);
+  t.regex(await text(second), /\r\n\r\nx 1\n$/);
+  t.regex(await text(await client(t, port, request)), /\r\n\r\nx 2\n$/, 'the next one is new');
 });
 
 test('a busy port is one sentence', async (t) => {
