@@ -16,8 +16,8 @@ import {
 
 /** Operators at a time; a drain may hold its connection for hours. */
 const CONNECTIONS_MAX = 64;
-/** A client that has not sent its request by then is disconnected. */
-const REQUEST_TIMEOUT_MS = 10_000;
+/** How long a client may take to send its request, and then to take its answer and to close. */
+const PATIENCE_MS = 10_000;
 
 /** Does what a request asks and answers with its result; a thrown error goes to the client. */
 export type ControlHandler = (request: ControlRequest) => Promise<unknown>;
@@ -36,6 +36,7 @@ export interface ControlServer {
 export async function startControlServer(
   path: string,
   handle: ControlHandler,
+  patienceMs = PATIENCE_MS,
 ): Promise<ControlServer> {
   if (Buffer.byteLength(path) > UNIX_PATH_BYTES_MAX) {
     const reason = `its path is longer than ${UNIX_PATH_BYTES_MAX} bytes`;
@@ -46,7 +47,7 @@ export async function startControlServer(
   const server = createServer({ allowHalfOpen: true }, (socket) => {
     sockets.add(socket);
     socket.once('close', () => sockets.delete(socket));
-    serveOne(socket, (line, respond) => {
+    serveOne(socket, patienceMs, (line, respond) => {
       const answered = answer(line, handle)
         .then(respond)
         .finally(() => answers.delete(answered));
@@ -78,11 +79,19 @@ export async function startControlServer(
 /** Reads one line, answers it, ends. A client that goes away early takes nothing with it. */
 function serveOne(
   socket: Socket,
+  patienceMs: number,
   handleLine: (line: string, respond: (response: ControlResponse) => void) => void,
 ): void {
   let received = '';
+  // Not the socket's own timeout, which every byte would start anew.
+  const limit = () => setTimeout(() => socket.destroy(), patienceMs);
+  let deadline = limit();
+  socket.once('close', () => clearTimeout(deadline));
   const respond = (response: ControlResponse): void => {
-    if (socket.writable) socket.end(encodeLine(response));
+    if (!socket.writable) return;
+    clearTimeout(deadline);
+    deadline = limit();
+    socket.end(encodeLine(response));
   };
   const refuse = (problem: string) =>
     respond(failure(ringfenceError('RF_CONTROL_REQUEST', [problem])));
@@ -92,7 +101,8 @@ function serveOne(
     if (end < 0 && received.length <= REQUEST_BYTES_MAX) return;
     socket.off('data', onData);
     socket.off('end', onEnd);
-    socket.setTimeout(0);
+    // However long it takes to make the answer.
+    clearTimeout(deadline);
     // Read on, so that the end of the client is noticed, and throw away what comes.
     socket.resume();
     if (end < 0) refuse(`it is longer than ${REQUEST_BYTES_MAX} bytes`);
@@ -100,7 +110,6 @@ function serveOne(
   };
   const onEnd = () => refuse('it ended before its line did');
   socket.setEncoding('utf8');
-  socket.setTimeout(REQUEST_TIMEOUT_MS, () => socket.destroy());
   socket.on('error', () => socket.destroy());
   socket.on('data', onData);
   socket.on('end', onEnd);

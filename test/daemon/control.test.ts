@@ -18,9 +18,13 @@ async function socketPath(t: ExecutionContext): Promise<string> {
   return join(await temporaryFolder(t), 'run', 'control.sock');
 }
 
-async function serve(t: ExecutionContext, handle: ControlHandler): Promise<string> {
+async function serve(
+  t: ExecutionContext,
+  handle: ControlHandler,
+  patienceMs?: number,
+): Promise<string> {
   const path = await socketPath(t);
-  const server = await startControlServer(path, handle);
+  const server = await startControlServer(path, handle, patienceMs);
   t.teardown(() => server.close());
   return path;
 }
@@ -94,6 +98,52 @@ test('a client that leaves before its answer disturbs nobody', async (t) => {
   t.is(await askDaemon(path, { verb: 'status' }), 'status');
   release();
   t.is(await askDaemon(path, { verb: 'status' }), 'status');
+});
+
+/** Connects, and never closes. */
+async function lingering(t: ExecutionContext, path: string): Promise<Socket> {
+  const socket = createConnection({ path, allowHalfOpen: true });
+  socket.on('error', () => undefined);
+  t.teardown(() => socket.destroy());
+  await once(socket, 'connect');
+  return socket;
+}
+
+/** Asks until there is a place for it. */
+async function askOnceThereIsRoom(path: string): Promise<unknown> {
+  const untilMs = Date.now() + 30_000;
+  for (;;) {
+    try {
+      return await askDaemon(path, { verb: 'status' });
+    } catch (error) {
+      if (Date.now() > untilMs) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 50));
+    }
+  }
+}
+
+test('clients that have their answer and never close keep no place', async (t) => {
+  const path = await serve(t, async () => 'status', 300);
+  for (let count = 0; count < 64; count += 1) {
+    const socket = await lingering(t, path);
+    socket.write('{"verb":"status"}\n');
+  }
+  t.is(await askOnceThereIsRoom(path), 'status');
+});
+
+test('a request that comes byte by byte has one deadline', async (t) => {
+  const path = await serve(t, async () => null, 500);
+  const socket = await lingering(t, path);
+  const drip = setInterval(() => socket.write('{'), 100);
+  t.teardown(() => clearInterval(drip));
+  await new Promise((resolve) => socket.once('close', resolve));
+  t.true(socket.bytesWritten < 100);
+});
+
+test('an answer that takes long is waited for', async (t) => {
+  const slow = () => new Promise((resolve) => setTimeout(() => resolve('late'), 600));
+  const path = await serve(t, slow, 200);
+  t.is(await askDaemon(path, { verb: 'status' }), 'late');
 });
 
 test('closing lets the answers that are on their way go out', async (t) => {
