@@ -4,6 +4,7 @@
  */
 
 import { tmpdir } from 'node:os';
+import { resolve } from 'node:path';
 import { ringfenceError } from './errors.ts';
 import { checkExportSet, type ExportConfig } from './exports.ts';
 
@@ -19,7 +20,7 @@ export interface Config {
   readonly listen: readonly string[];
   /** Address of the metrics page, `HOST:PORT`, or null for none. */
   readonly metrics: string | null;
-  /** Path of the control socket. */
+  /** Absolute path of the control socket. */
   readonly control: string;
   readonly reserveBytes: bigint;
   readonly connectionsMax: number;
@@ -108,7 +109,8 @@ export function completeConfig(file: PartialConfig, commandLine: PartialConfig):
     throw ringfenceError('RF_LISTEN_TOO_MANY', [`${config.listen.length}`, `${LISTEN_MAX}`]);
   }
   checkExportSet(config.exports);
-  return { ...config, cache };
+  // Of a bare number node would make a TCP port, open to everybody.
+  return { ...config, cache, control: resolve(config.control) };
 }
 
 type Defined<Given> = { [Key in keyof Given]: Exclude<Given[Key], undefined> };

@@ -1,14 +1,21 @@
 /** Options that several verbs share, and the parsers of option values. */
 
+import { resolve } from 'node:path';
 import { InvalidArgumentError, Option } from 'commander';
 import { defaultControlPath } from '../config.ts';
 import { RingfenceError } from '../errors.ts';
 
 /** `--control PATH`, for the verbs that talk to a daemon. */
 export function controlOption(): Option {
-  return new Option('--control <path>', 'the control socket of the daemon').default(
-    defaultControlPath(),
-  );
+  return new Option('--control <path>', 'the control socket of the daemon')
+    .argParser(controlPath)
+    .default(defaultControlPath());
+}
+
+/** A parser for the path of a control socket, which becomes absolute: a bare number is no port. */
+export function controlPath(text: string): string {
+  if (text === '') throw new InvalidArgumentError('A path cannot be empty.');
+  return resolve(text);
 }
 
 /** `--json`, for the verbs with an answer. */

@@ -24,7 +24,7 @@ import type { Daemon } from '../lifecycle.ts';
 import { createLog } from '../log.ts';
 import { formatSize, parseDurationMs, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
-import { collectedBy, oneOf, parsedBy, wholeNumber } from './options.ts';
+import { collectedBy, controlPath, oneOf, parsedBy, wholeNumber } from './options.ts';
 import { watchProcess } from './watch.ts';
 
 /** CPUs that Linux can number. */
@@ -57,7 +57,11 @@ export function addServeCommand(program: Command, context: Context): void {
       collectedBy(address),
     )
     .option('--metrics <host:port>', 'serve /metrics and /healthz here', parsedBy(tcpAddress))
-    .option('--control <path>', `the control socket (default: ${defaultControlPath()})`)
+    .option(
+      '--control <path>',
+      `the control socket (default: ${defaultControlPath()})`,
+      controlPath,
+    )
     .option(
       '--reserve <size>',
       `all memory of the I/O path (default: ${formatSize(reserveBytes)})`,

@@ -63,6 +63,7 @@ export async function startControlServer(
     await listen(server, path);
     await chmod(path, 0o600);
   } catch (error) {
+    server.close();
     if (codeOf(error)?.startsWith('RF_')) throw error;
     throw ringfenceError('RF_CONTROL_LISTEN', [path, reasonOf(error)], error);
   }

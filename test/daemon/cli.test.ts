@@ -1,7 +1,8 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { truncate, writeFile } from 'node:fs/promises';
-import { join } from 'node:path';
+import { type AddressInfo, createServer } from 'node:net';
+import { join, resolve } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
 import type { Context } from '../../daemon/cli/context.ts';
 import { buildProgram, main } from '../../daemon/cli/main.ts';
@@ -98,6 +99,8 @@ test('what is not understood is a sentence and exit code 2', async (t) => {
     [['serve', '--export', 'disk'], /--export.*names no origin/],
     [['serve', '--listen', '10809'], /--listen.*not an address/],
     [['serve', '--metrics', 'unix:/x'], /--metrics.*not an address/],
+    [['serve', '--control', ''], /--control.*a path cannot be empty/i],
+    [['status', '--control', ''], /--control.*a path cannot be empty/i],
     [['serve', '--reserve', 'much'], /--reserve.*not a size/],
     [['serve', '--connections-max', '0'], /--connections-max.*from 1 to/],
     [['serve', '--spin-us', '1e3'], /--spin-us.*from 0 to/],
@@ -112,6 +115,17 @@ test('what is not understood is a sentence and exit code 2', async (t) => {
     t.regex(self.errors, /^ringfence: /);
     t.deepEqual(self.native.calls, []);
   }
+});
+
+test('a number as the control socket is a path, and no port', async (t) => {
+  const server = createServer((socket) => socket.destroy()).listen(0, '127.0.0.1');
+  t.teardown(() => server.close());
+  await once(server, 'listening');
+  const port = `${(server.address() as AddressInfo).port}`;
+  const self = command();
+  t.is(await self.run('status', '--control', port), 1);
+  const absolute = resolve(port);
+  t.true(self.errors.includes(`No daemon answers on the control socket ${absolute} `), self.errors);
 });
 
 test('everything that serve understands can stand in the file', (t) => {

@@ -1,6 +1,6 @@
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { join, resolve } from 'node:path';
 import test from 'ava';
 import { CONFIG_DEFAULTS, completeConfig, defaultControlPath } from '../../daemon/config.ts';
 import { lineOfKey, parseConfigFile, readConfigFile } from '../../daemon/config-file.ts';
@@ -37,6 +37,11 @@ origin_timeout = "2s"
 name = "image"
 origin = "/srv/image, with a comma.raw"
 `;
+
+test('a number as the control socket is a path, and no port', (t) => {
+  const said = parseConfigFile('x.toml', WHOLE.replace('/run/ringfence/control.sock', '9810'));
+  t.is(completeConfig(said, {}).control, resolve('9810'));
+});
 
 test('everything that can be said is read', (t) => {
   const said = parseConfigFile('x.toml', WHOLE);
