@@ -133,6 +133,11 @@ export const ERRORS = {
   RF_NOT_CONFIRMED: refused(
     (path: string) => `${path} was left as it is: answer "yes" or give --yes to format it.`,
   ),
+  RF_DEVICE_CHANGED: failed(
+    (path: string) =>
+      `${path} was left as it is, for it is not what it was when you were asked: ` +
+      'look at what is there now, and format it again.',
+  ),
   RF_SEGMENT: refused(
     (size: string, least: string, most: string) =>
       `A segment of ${size} is not possible: give a power of two from ${least} to ${most}.`,

@@ -10,7 +10,7 @@ import {
   type Signature,
 } from '../devices.ts';
 import { ringfenceError } from '../errors.ts';
-import type { CacheDescription } from '../native.ts';
+import type { CacheDescription, Native } from '../native.ts';
 import { formatSize, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
 import { parsedBy } from './options.ts';
@@ -74,12 +74,8 @@ function refuseSmall({ path, sizeBytes }: Device, segmentBytes: bigint): void {
 
 async function format(path: string, options: FormatOptions, context: Context): Promise<void> {
   const native = context.native();
-  const device = await findDevice(path, 'device');
-  await refuseDeviceInUse(device, 'device');
-  refuseSmall(device, options.segment);
-  const signatures = await deviceSignatures(device);
-  const found = await readCache(path, () => native.describe(path));
-  context.write(deviceText(device, await deviceModel(device), signatures, found));
+  const { device, found, text } = await look(path, options, native);
+  context.write(text);
   refuseDirty(path, found, options.discardDirty);
   if (options.dryRun) {
     context.write('Nothing was written: this was a dry run.\n');
@@ -88,25 +84,46 @@ async function format(path: string, options: FormatOptions, context: Context): P
   if (!options.yes) {
     const answer = await context.ask(`Destroy everything on ${path}? Type "yes": `);
     if (answer?.trim() !== 'yes') throw ringfenceError('RF_NOT_CONFIRMED', [path]);
+    // A question waits for as long as it likes, and the answer was to what was shown.
+    const now = await look(path, options, native);
+    refuseDirty(path, now.found, options.discardDirty);
+    if (now.device.identity !== device.identity || now.text !== text) {
+      throw ringfenceError('RF_DEVICE_CHANGED', [path]);
+    }
   }
   try {
-    const cache = await native.format(path, options.segment);
+    const cache = await native.format(device.realPath, options.segment);
     const log = `${cache.segments} segments of ${formatSize(cache.segmentBytes)}`;
     context.write(`${path} is now the cache ${cache.uuid}: ${log}.\n`);
   } catch (error) {
-    throw ringfenceError('RF_FORMAT', [path, nativeReason(error, path)], error);
+    throw ringfenceError('RF_FORMAT', [path, nativeReason(error, device.realPath)], error);
   }
+}
+
+/** What there is at a path, and the words for it. */
+interface Look {
+  readonly device: Device;
+  readonly found: Found;
+  readonly text: string;
+}
+
+/** Looks at what would be destroyed, and refuses what is in use or cannot become a cache. */
+async function look(path: string, { segment }: FormatOptions, native: Native): Promise<Look> {
+  const device = await findDevice(path, 'device');
+  await refuseDeviceInUse(device, 'device');
+  refuseSmall(device, segment);
+  const signatures = await deviceSignatures(device);
+  const found = await readCache(device.realPath, native);
+  const text = deviceText(device, await deviceModel(device), signatures, found);
+  return { device, found, text };
 }
 
 /** What was found of a cache: its description, that there is none, or why it cannot be read. */
 type Found = CacheDescription | null | { readonly unreadable: string };
 
-async function readCache(
-  path: string,
-  describe: () => Promise<CacheDescription | null>,
-): Promise<Found> {
+async function readCache(path: string, native: Native): Promise<Found> {
   try {
-    return await describe();
+    return await native.describe(path);
   } catch (error) {
     return { unreadable: nativeReason(error, path) };
   }

@@ -1,6 +1,6 @@
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { truncate, writeFile } from 'node:fs/promises';
+import { rm, symlink, truncate, writeFile } from 'node:fs/promises';
 import { type AddressInfo, createServer } from 'node:net';
 import { join, resolve } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -17,6 +17,8 @@ interface Command {
   readonly native: FakeNative;
   /** What the operator says when asked; null: nobody is there. */
   answer: string | null;
+  /** What happens while the question waits. */
+  meanwhile: () => Promise<void>;
   readonly questions: string[];
   output: string;
   errors: string;
@@ -30,6 +32,7 @@ function command(): Command {
   const self: Command = {
     native: createFakeNative(),
     answer: null,
+    meanwhile: async () => undefined,
     questions: [],
     output: '',
     errors: '',
@@ -48,6 +51,7 @@ function command(): Command {
     },
     ask: async (question) => {
       self.questions.push(question);
+      await self.meanwhile();
       return self.answer;
     },
     native: () => self.native,
@@ -175,6 +179,52 @@ test('format leaves the device alone unless it is told "yes"', async (t) => {
     assertRefused(t, self, exit, /was left as it is/);
     t.false(formatted(self));
   }
+});
+
+test('format leaves what has changed while it asked', async (t) => {
+  const folder = await temporaryFolder(t);
+  const path = join(folder, 'by-id');
+  const device = await deviceFile(t);
+  const other = await deviceFile(t, 'other');
+  await symlink(device, path);
+  const dirty = [{ name: 'disk', sizeBytes: 1n, originIdentity: 'x', dirtyBytes: 8192n }];
+  const changes: readonly (readonly [(self: Command) => Promise<void>, RegExp])[] = [
+    [
+      async ({ native }) => {
+        native.description = { ...DESCRIPTION, exports: dirty };
+      },
+      /8 KiB that the origin of "disk" lacks.*RF_CACHE_DIRTY/,
+    ],
+    [
+      async ({ native }) => {
+        native.description = DESCRIPTION;
+      },
+      /RF_DEVICE_CHANGED/,
+    ],
+    [() => rm(device), /RF_DEVICE_MISSING/],
+    [() => rm(path).then(() => symlink(other, path)), /not what it was.*RF_DEVICE_CHANGED/],
+  ];
+  for (const [change, message] of changes) {
+    const self = command();
+    self.native.description = null;
+    self.answer = 'yes';
+    self.meanwhile = () => change(self);
+    assertRefused(t, self, await self.run('format', path), message);
+    t.is(self.questions.length, 1);
+    t.false(formatted(self));
+    await writeFile(device, '');
+    await truncate(device, 256 << 20);
+  }
+});
+
+test('format opens the device that it looked at, and not the link to it', async (t) => {
+  const device = await deviceFile(t);
+  const path = `${device}-link`;
+  await symlink(device, path);
+  const self = command();
+  t.is(await self.run('format', path, '--yes', '--segment', '4MiB'), 0, self.errors);
+  t.deepEqual(self.native.calls.at(-1), ['format', device, 4n << 20n]);
+  t.true(self.output.includes(`${path} is now the cache`));
 });
 
 test('format does not ask with --yes, and writes nothing with --dry-run', async (t) => {
