@@ -4,7 +4,7 @@
  */
 
 import { execFile } from 'node:child_process';
-import { constants } from 'node:fs';
+import { constants, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { open, readdir, readFile, realpath, stat } from 'node:fs/promises';
 import { delimiter } from 'node:path';
 import { promisify } from 'node:util';
@@ -124,6 +124,63 @@ export async function findUse(device: Device, role: Role): Promise<DeviceUse | n
     if (holder !== undefined) return { by: 'holder', what: `/dev/${holder}` };
   }
   return (await opensExclusively(device, role)) ? null : { by: 'holder', what: 'another program' };
+}
+
+/**
+ * A process that has a block device open for writing, and no more than that, in words: what lies
+ * below writes there without asking for it alone, such as qemu or dd. Null where none is seen: only
+ * root sees what other users' processes have open, and nobody sees other process namespaces.
+ *
+ * Who only reads is passed over. Programs that watch devices do so all the time, and lose nothing.
+ */
+export async function findWriter(device: Device): Promise<string | null> {
+  if (device.number === null) return null;
+  const numbers = await withPartitions(device.number);
+  // A program that serves an nbd device has it open itself.
+  const server = await readSysfs(`/sys/dev/block/${device.number}/pid`);
+  const processes = namesIn('/proc').filter((name) => /^[0-9]+$/.test(name));
+  const own = `${process.pid}`;
+  for (const id of processes.filter((candidate) => candidate !== own)) {
+    if (!hasWritable(id, numbers)) continue;
+    if (server !== null && namesIn(`/proc/${id}/task`).includes(server)) continue;
+    const name = textOf(`/proc/${id}/comm`)?.trim() ?? '';
+    return `the process ${id}${name === '' ? '' : ` (${name})`}`;
+  }
+  return null;
+}
+
+/** Whether a process has one of some block devices open for writing. */
+function hasWritable(processId: string, numbers: readonly string[]): boolean {
+  const folder = `/proc/${processId}`;
+  return namesIn(`${folder}/fd`).some((name) => {
+    try {
+      // Only what looks like a device is asked for more, which of a file on a network might hang.
+      if (!readlinkSync(`${folder}/fd/${name}`).includes('/dev/')) return false;
+      const status = statSync(`${folder}/fd/${name}`, { bigint: true });
+      if (!status.isBlockDevice() || !numbers.includes(deviceNumber(status.rdev))) return false;
+      const flags = /^flags:\s*([0-7]+)$/m.exec(textOf(`${folder}/fdinfo/${name}`) ?? '')?.[1];
+      return (Number.parseInt(flags ?? '0', 8) & (constants.O_WRONLY | constants.O_RDWR)) !== 0;
+    } catch {
+      // It was closed meanwhile.
+      return false;
+    }
+  });
+}
+
+function namesIn(folder: string): readonly string[] {
+  try {
+    return readdirSync(folder);
+  } catch {
+    return [];
+  }
+}
+
+function textOf(path: string): string | null {
+  try {
+    return readFileSync(path, 'utf8');
+  } catch {
+    return null;
+  }
 }
 
 /** Where programs that look at devices are sought, in this order. */

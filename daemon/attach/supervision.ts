@@ -3,7 +3,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { TRANSMISSION_FLAG } from '../../nbd/constants.ts';
 import { type Address, nbdUri } from '../addresses.ts';
-import { findDevice, findUse } from '../devices.ts';
+import { findDevice, findUse, findWriter } from '../devices.ts';
 import { reasonOf, ringfenceError } from '../errors.ts';
 import { errorFields, type Logger } from '../log.ts';
 import { type AttachedDevice, attachedDevices, nbdDevicePath } from './devices.ts';
@@ -44,8 +44,9 @@ export const SYSTEM: Pick<AttachDependencies, 'attached' | 'use'> = {
   use: async (path) => {
     const device = await findDevice(path, 'device');
     const use = await findUse(device, 'device');
-    if (use === null) return null;
-    return use.by === 'mount' ? use.what : `it is held open by ${use.what}`;
+    if (use?.by === 'mount') return use.what;
+    const holder = use?.what ?? (await findWriter(device));
+    return holder === null ? null : `it is held open by ${holder}`;
   },
 };
 

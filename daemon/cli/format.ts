@@ -6,6 +6,7 @@ import {
   deviceModel,
   deviceSignatures,
   findDevice,
+  findWriter,
   refuseDeviceInUse,
   type Signature,
 } from '../devices.ts';
@@ -111,6 +112,8 @@ interface Look {
 async function look(path: string, { segment }: FormatOptions, native: Native): Promise<Look> {
   const device = await findDevice(path, 'device');
   await refuseDeviceInUse(device, 'device');
+  const writer = await findWriter(device);
+  if (writer !== null) throw ringfenceError('RF_DEVICE_HELD', ['device', path, writer]);
   refuseSmall(device, segment);
   const signatures = await deviceSignatures(device);
   const found = await readCache(device.realPath, native);

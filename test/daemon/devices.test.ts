@@ -2,10 +2,12 @@ import { constants } from 'node:fs';
 import { open, stat } from 'node:fs/promises';
 import { join } from 'node:path';
 import test from 'ava';
+import { SYSTEM } from '../../daemon/attach/supervision.ts';
 import {
   deviceNumber,
   deviceSignatures,
   findDevice,
+  findWriter,
   parseLocks,
   parseMountinfo,
   parseWipefs,
@@ -13,7 +15,8 @@ import {
   refuseDeviceInUse,
 } from '../../daemon/devices.ts';
 import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
-import { run, startProcess, waitUntil } from '../support/process.ts';
+import { run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
+import { ringfenceCommand } from '../support/ringfence.ts';
 import { testScope } from '../support/scope.ts';
 
 test('device numbers as glibc packs them', (t) => {
@@ -154,6 +157,30 @@ test('a device that a program holds exclusively is refused', async (t) => {
   await t.throwsAsync(refuseDeviceInUse(found, 'device'), { code: 'RF_DEVICE_HELD' });
   await holder.close();
   await t.notThrowsAsync(refuseDeviceInUse(found, 'device'));
+});
+
+test('a process that has a device open for writing is found, one that reads is not', async (t) => {
+  const scope = testScope(t);
+  const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 64 * MIB);
+  const found = await findDevice(device, 'device');
+  const start = async (mode: string) => {
+    const opener = startProcess(scope, 'sh', ['-c', `exec 3${mode}${device} && exec cat`]);
+    opener.write('open');
+    const isOpen = () => opener.output() === 'open';
+    await waitUntil(isOpen, () => `the device cannot be opened: ${opener.output()}`);
+    return opener;
+  };
+  await start('<');
+  t.is(await findWriter(found), null);
+  const writer = await start('<>');
+  const holder = `the process ${writer.pid} (cat)`;
+  t.is(await findWriter(found), holder);
+  t.is(await SYSTEM.use(device), `it is held open by ${holder}`);
+  await t.notThrowsAsync(refuseDeviceInUse(found, 'device'), 'the kernel lets it be shared');
+  const { exitCode, stderr } = await runAnyway(ringfenceCommand, ['format', '--dry-run', device]);
+  t.is(exitCode, 1);
+  t.true(stderr.includes(`held open by ${holder}: stop that first`), stderr);
+  t.regex(stderr, /\[RF_DEVICE_HELD\]/);
 });
 
 test('two names of one device are one device', async (t) => {
