@@ -225,6 +225,10 @@ export const ERRORS = {
       `The ${action} was not started: ${limit} flushes and drains are on the way already; ` +
       'try again when some have ended, and see "ringfence status" for what they wait for.',
   ),
+  RF_STOP: failed(
+    (reason: string) =>
+      `The daemon stopped, but ${reason}; what was not flushed before may be lost.`,
+  ),
   RF_NOT_READY: failed((state: string) => `The daemon is ${state}: try again later.`),
   RF_INTERNAL: failed(
     (reason: string) => `Something went wrong that should not: ${reason}. Please report it.`,

@@ -43,7 +43,7 @@ export interface Daemon {
   /**
    * Stops orderly: requests in flight finish, the log is flushed. A second call joins the first.
    *
-   * @throws what the last flush failed with
+   * @throws `RF_STOP` where the last flush failed
    */
   stop(reason: string): Promise<void>;
   /** Ends when the daemon has stopped, whoever asked for it; fails when the last flush did. */
@@ -160,8 +160,16 @@ async function release(parts: Parts): Promise<void> {
 }
 
 function stopEngine(parts: Parts): Promise<void> {
-  parts.engineStopped ??= parts.session?.engine.shutdown() ?? Promise.resolve();
+  parts.engineStopped ??= shutDown(parts.session?.engine ?? null);
   return parts.engineStopped;
+}
+
+async function shutDown(engine: NativeEngine | null): Promise<void> {
+  try {
+    await engine?.shutdown();
+  } catch (error) {
+    throw ringfenceError('RF_STOP', [reasonOf(error)], error);
+  }
 }
 
 function serving({ session, state }: Parts): Session {
