@@ -168,7 +168,7 @@ const CLIENT_METRICS: readonly MetricDefinition[] = [
 const CACHE_METRICS: readonly MetricDefinition[] = [
   {
     name: 'ringfence_cache_read_bytes_total',
-    help: 'Bytes read by clients, by whether the cache had them.',
+    help: 'Bytes of the 4 KiB blocks that reads touched, by whether the cache had them.',
     type: 'counter',
     labels: ['export', 'result'],
     samples: exportSamplesBy('result', { hit: 'hitBytes', miss: 'missBytes' }),
