@@ -90,7 +90,7 @@ export function defaultControlPath(environment: NodeJS.ProcessEnv = process.env)
  * Puts file, command line and defaults together.
  *
  * @throws `RF_CONFIG_MISSING` where a cache, an export or an address to listen on was not given,
- *   `RF_LISTEN_TOO_MANY`, and what {@link checkExportSet} throws
+ *   `RF_LISTEN_TOO_MANY`, `RF_LISTEN_TWICE`, and what {@link checkExportSet} throws
  */
 export function completeConfig(file: PartialConfig, commandLine: PartialConfig): Config {
   const said = { ...withoutUndefined(file), ...withoutUndefined(commandLine) };
@@ -108,6 +108,11 @@ export function completeConfig(file: PartialConfig, commandLine: PartialConfig):
   if (config.listen.length > LISTEN_MAX) {
     throw ringfenceError('RF_LISTEN_TOO_MANY', [`${config.listen.length}`, `${LISTEN_MAX}`]);
   }
+  // Of port 0 each is another port.
+  const twice = config.listen.find(
+    (place, index) => !place.endsWith(':0') && config.listen.indexOf(place) !== index,
+  );
+  if (twice !== undefined) throw ringfenceError('RF_LISTEN_TWICE', [twice]);
   checkExportSet(config.exports);
   // Of a bare number node would make a TCP port, open to everybody.
   return { ...config, cache, control: resolve(config.control) };

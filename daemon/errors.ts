@@ -54,6 +54,9 @@ export const ERRORS = {
     (given: string, limit: string) =>
       `${given} addresses to listen on were given, and there can be ${limit}: leave some out.`,
   ),
+  RF_LISTEN_TWICE: refused(
+    (address: string) => `The address ${address} was given twice: leave one out.`,
+  ),
   RF_EXPORT_SYNTAX: refused(
     (text: string, problem: string) =>
       `The export "${text}" cannot be used: ${problem}; write NAME=ORIGIN[,mode=…][,order=…].`,

@@ -118,6 +118,18 @@ test('what must be said is asked for by its option and its key', (t) => {
   });
 });
 
+test('an address to listen on is given once, but for any port', (t) => {
+  const rest = { cache: '/c', exports: [parseExport('a=/x')] };
+  for (const place of ['unix:/run/s', '127.0.0.1:10809']) {
+    t.throws(() => completeConfig({ ...rest, listen: [place, '[::1]:1', place] }, {}), {
+      code: 'RF_LISTEN_TWICE',
+      message: `The address ${place} was given twice: leave one out.`,
+    });
+  }
+  const anyPorts = ['127.0.0.1:0', '127.0.0.1:0'];
+  t.deepEqual(completeConfig({ ...rest, listen: anyPorts }, {}).listen, anyPorts);
+});
+
 test('an unknown key is an error with its line', (t) => {
   const source = WHOLE.replace('spin_us = 0', 'spin = 0');
   const line = source.split('\n').indexOf('spin = 0') + 1;
