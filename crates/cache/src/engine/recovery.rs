@@ -84,6 +84,8 @@ struct Rebuild {
     layers_known: u32,
     /// Per export: what was written below this sequence is void.
     void_before: [u64; EXPORTS_MAX],
+    /// The exports of which the log has anything that is not, a bit each.
+    has_entries: u64,
     /// Ranges of sequences that were durable and are not there.
     losses: Vec<(u64, u64)>,
     carried: Vec<Carried>,
@@ -183,7 +185,7 @@ impl Engine {
         rebuild.refuse_dirty_read_only()?;
         rebuild.refuse_owed_origins(&table, options)?;
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
-        let voids = rebuild.void_other_names(&mut table);
+        let voids = rebuild.void_other_names(&mut table, options);
         if voids || table.next_layer != next_layer || !found_table.copies_agree {
             layout::write_export_table(storage, &mut table, table_slot)?;
         }
@@ -248,6 +250,7 @@ impl Rebuild {
             recovery,
             layers_known,
             void_before: table.exports.each_ref().map(|record| record.void_before.get()),
+            has_entries: 0,
             losses: Vec::new(),
             carried: Vec::new(),
         })
@@ -486,6 +489,7 @@ impl Rebuild {
         if is_void || first + count > export.size_blocks() {
             return Ok(());
         }
+        self.has_entries |= slot.bit();
         let dirty = kind.is_client_data()
             && version > export.watermark
             && (kind.has_payload() || !canary::breaks(12));
@@ -562,13 +566,14 @@ impl Rebuild {
 
     /// Origins that are about to be written to, but were cached under another name before: what the
     /// cache holds of them under that name must not come back with it. Whether there was any.
-    fn void_other_names(&self, table: &mut ExportTable) -> bool {
+    fn void_other_names(&self, table: &mut ExportTable, options: &[ExportOptions]) -> bool {
         let mut voids = false;
-        for opened in &self.recovery.exports {
-            let origin = table.exports[opened.slot.index()].origin();
+        for (opened, option) in self.recovery.exports.iter().zip(options) {
             for slot in self.exports.in_use().filter(|slot| *slot != opened.slot) {
                 let other = &mut table.exports[slot.index()];
-                if other.origin() == origin && self.index.cached_blocks(slot) > 0 {
+                // Not what the index has: it may have been too small for all of it.
+                let has_entries = self.has_entries & slot.bit() != 0;
+                if has_entries && option.origin.has_name(&other.origin()) {
                     other.void_before = U64::new(self.expected);
                     voids = true;
                 }

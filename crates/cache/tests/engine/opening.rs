@@ -390,6 +390,27 @@ fn an_export_that_gets_its_name_back_shows_nothing_of_before() {
     }
 }
 
+/// Zeroes take no room in the log, nor in the index.
+#[test]
+fn an_export_that_gets_its_name_back_shows_no_zeroes_of_before() {
+    let mut bench = Bench::new(&[STRICT]);
+    let known = bench.options[0].clone();
+    let renamed = ExportOptions { name: "renamed".to_owned(), uuid: [9; 16], ..known.clone() };
+    bench.submit(0, Command::Trim { fua: true }, 0, EXPORT_BLOCKS * BLOCK_BYTES_U64);
+    bench.settle();
+    bench.origins.push(Vec::new());
+    for (slot, options) in [(1, renamed), (0, known)] {
+        assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+        bench.origins.swap(0, 1);
+        bench.options = vec![options];
+        bench.restart();
+        if slot == 1 {
+            bench.write(slot, 0, BLOCK_BYTES_U64, 7).expect("written");
+        }
+    }
+    assert_eq!(bench.read_whole(0, 2), Ok(vec![7, 0]));
+}
+
 #[test]
 fn an_export_whose_origin_lacks_something_is_not_made_read_only() {
     let mut bench = dirty();
