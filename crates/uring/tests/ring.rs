@@ -5,7 +5,7 @@ mod support;
 use ringfence_uring::RuntimeError;
 use ringfence_uring::allocation::abort_on_ring_allocation;
 use std::io::Write;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use support::{Client, DISC, FLUSH, Host, READ, Setup, TRIM, WRITE, WRITE_ZEROES, pattern};
 
 // The addon brings its own.
@@ -399,6 +399,31 @@ fn connections_beyond_the_limit_wait_for_their_turn() {
     drop(first);
     assert_eq!(third.read(4), [0, 0, 0, 0], "it has a slot now");
     assert_eq!(third.write(0, &[1; 512]), 0);
+}
+
+#[test]
+fn a_listener_with_a_queue_does_not_keep_the_places_from_another() {
+    let host = host(Setup { connections_max: 1, ..Setup::default() });
+    let path = host.path.with_extension("second");
+    let address = format!("unix:{}", path.display());
+    host.runtime.listen(&address).expect("a second listener");
+    let enough = AtomicBool::new(false);
+    let served = std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !enough.load(Ordering::SeqCst) {
+                    Client::at(&host.path).greet(0, false, false);
+                }
+            });
+        }
+        host.until("a queue", |host| host.counter("connectionsAccepted") > 10);
+        // The first of these makes one of the queue wait in the ring instead of in the kernel.
+        let few = || (0..4).for_each(|_| Client::at(&path).greet(0, false, false));
+        let served = scope.spawn(few).join();
+        enough.store(true, Ordering::SeqCst);
+        served
+    });
+    assert!(served.is_ok(), "clients of the other listener");
 }
 
 #[test]

@@ -25,13 +25,16 @@ struct Listener {
 pub struct Listeners {
     listeners: [Option<Listener>; LISTENERS_MAX],
     free: Vec<u16>,
+    /// The listener whose turn it is when a slot becomes free.
+    turn: usize,
 }
 
 impl Listeners {
     /// None, and `connections` free slots.
     #[must_use]
     pub fn new(connections: usize) -> Self {
-        Self { listeners: [const { None }; _], free: (0..connections as u16).rev().collect() }
+        let free = (0..connections as u16).rev().collect();
+        Self { listeners: [const { None }; _], free, turn: 0 }
     }
 
     /// Whether some accept is with the kernel.
@@ -55,9 +58,12 @@ impl<C: Core> Ring<C> {
         self.accept_more();
     }
 
-    /// Every idle listener accepts again, while there are slots; those that wait get theirs.
+    /// Every idle listener accepts again, while there are slots; those that wait get theirs. They
+    /// take turns: one that always has somebody waiting would get every slot.
     pub(super) fn accept_more(&mut self) {
-        for index in 0..LISTENERS_MAX {
+        let first = self.listeners.turn;
+        for step in 0..LISTENERS_MAX {
+            let index = (first + step) % LISTENERS_MAX;
             if self.stopping.is_some() || self.listeners.free.is_empty() {
                 return;
             }
@@ -103,6 +109,7 @@ impl<C: Core> Ring<C> {
 
     fn open_connection(&mut self, index: u32, fd: OwnedFd, tcp: bool) {
         let slot = self.listeners.free.pop().expect("a free slot");
+        self.listeners.turn = index as usize + 1;
         let place = file::CONNECTIONS + u32::from(slot);
         if self.kernel.set_file(place, fd.as_raw_fd()).is_err() {
             self.listeners.free.push(slot);

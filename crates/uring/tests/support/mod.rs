@@ -11,7 +11,7 @@ use ringfence_uring::{CoreSpec, Runtime, RuntimeEvent, start_core};
 use std::collections::{HashMap, VecDeque};
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
@@ -335,12 +335,7 @@ impl Host {
 
     pub fn attach(&self, slot: u8, structured: bool, read_only: bool) -> Client {
         let mut client = Client::open(self);
-        let greeting =
-            [slot, u8::from(structured), u8::from(read_only), 5, b'h', b'e', b'l', b'l', b'o'];
-        // The greeting and what follows it in one piece: the ring must leave the rest alone.
-        client.stream.write_all(&greeting).expect("a greeting");
-        assert_eq!(client.read(9), greeting, "the greeting comes back");
-        client.structured = structured;
+        client.greet(slot, structured, read_only);
         client
     }
 
@@ -384,10 +379,25 @@ pub const WRITE_ZEROES: u16 = 6;
 impl Client {
     /// Connects, and does not say anything.
     pub fn open(host: &Host) -> Self {
-        let stream = UnixStream::connect(&host.path).expect("a connection");
+        Self::at(&host.path)
+    }
+
+    /// The same at an address of one's own.
+    pub fn at(path: &Path) -> Self {
+        let stream = UnixStream::connect(path).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
         Self { stream, structured: false, cookie: 0x1000 }
+    }
+
+    /// Negotiates.
+    pub fn greet(&mut self, slot: u8, structured: bool, read_only: bool) {
+        let greeting =
+            [slot, u8::from(structured), u8::from(read_only), 5, b'h', b'e', b'l', b'l', b'o'];
+        // The greeting and what follows it in one piece: the ring must leave the rest alone.
+        self.stream.write_all(&greeting).expect("a greeting");
+        assert_eq!(self.read(9), greeting, "the greeting comes back");
+        self.structured = structured;
     }
 
     /// The same connection, for a thread that only reads.
