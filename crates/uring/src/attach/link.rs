@@ -18,8 +18,10 @@ const HANDSHAKE_LIMIT: Duration = Duration::from_secs(5);
 pub const RECEIVE_BYTES_MAX: usize = 16 << 10;
 /// The most exchanges that are kept: far more than any negotiation has.
 const EXCHANGES_MAX: usize = 1024;
-/// A connection over which something was sent to a machine that is gone ends after this time.
-const UNACKNOWLEDGED_MS_MAX: u32 = 30_000;
+/// How long a server that is there may take nothing before its connection is given up. A server
+/// whose log is full reads nothing for as long as its origin needs; what would be given up is
+/// begun again and might be carried out twice. But a sender that waits for ever cannot be detached.
+const STALL_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Where a server is, names resolved.
 #[derive(Clone, Debug)]
@@ -143,8 +145,9 @@ fn connect_tcp(addresses: &[SocketAddr]) -> io::Result<OwnedFd> {
             Ok(stream) => {
                 stream.set_nodelay(true)?;
                 let socket = OwnedFd::from(stream);
+                // No TCP_USER_TIMEOUT beside it: that also ends a connection to a server that
+                // has no room for more, though its machine acknowledges every probe.
                 crate::net::keep_alive(&socket)?;
-                sockopt::set_tcp_user_timeout(&socket, UNACKNOWLEDGED_MS_MAX)?;
                 return Ok(socket);
             }
             Err(error) => last = error,
@@ -171,6 +174,16 @@ pub fn was_taken(socket: &OwnedFd) -> bool {
     !matches!(sockopt::socket_timeout(socket, Timeout::Send), Ok(None))
 }
 
+/// Lets a server make the driver wait on a socket that the driver has taken, and given its own
+/// timeout.
+///
+/// # Errors
+/// What the system says.
+pub fn allow_stalls(socket: &OwnedFd) -> io::Result<()> {
+    sockopt::set_socket_timeout(socket, Timeout::Send, Some(STALL_MAX))?;
+    Ok(())
+}
+
 fn send_all(socket: &OwnedFd, mut bytes: &[u8]) -> io::Result<()> {
     while !bytes.is_empty() {
         match rustix::net::send(socket, bytes, SendFlags::NOSIGNAL) {
@@ -195,4 +208,29 @@ fn receive_exact(socket: &OwnedFd, mut into: &mut [u8]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Link, STALL_MAX, allow_stalls, hand_over, was_taken};
+    use rustix::net::sockopt::{self, Timeout};
+    use std::net::TcpListener;
+    use std::time::Duration;
+
+    #[test]
+    fn a_server_that_reads_nothing_for_minutes_keeps_its_connection() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound").to_string();
+        let socket = Link::open(&address).expect("a connection").socket;
+        assert_eq!(sockopt::tcp_user_timeout(&socket), Ok(0), "none of TCP");
+        assert_eq!(sockopt::socket_keepalive(&socket), Ok(true), "a machine that is gone shows");
+        hand_over(&socket).expect("no limits");
+        assert!(!was_taken(&socket));
+        // The driver.
+        let own = Some(Duration::from_secs(60));
+        sockopt::set_socket_timeout(&socket, Timeout::Send, own).expect("its timeout");
+        assert!(was_taken(&socket));
+        allow_stalls(&socket).expect("a longer one");
+        assert_eq!(sockopt::socket_timeout(&socket, Timeout::Send), Ok(Some(STALL_MAX)));
+    }
 }

@@ -43,9 +43,10 @@ const ATTRIBUTE_HEADER_BYTES: usize = 4;
 const REQUEST_BYTES_MAX: usize = 8 << 10;
 /// Larger than any answer: the list of groups of a family, or the state of one device.
 const ANSWER_BYTES_MAX: usize = 16 << 10;
-/// How long a server may take nothing before its connection is given up; above what it may leave
-/// its sockets unread for when it has no room. Never zero: see [`super::link::was_taken`].
-const SEND_TIMEOUT_SECONDS: u64 = 60;
+/// The timeout that a device has while it is given a socket, and again when what waits for a server
+/// that is away may fail. Never zero: see [`super::link::was_taken`]. It is no longer than that
+/// because what the driver sends before it is lifted is looked at only when it is over.
+const TIMEOUT_SECONDS: u64 = 60;
 /// Sockets of one device.
 pub const SOCKETS_MAX: usize = 16;
 const FAMILY: &[u8] = b"nbd\0";
@@ -54,9 +55,10 @@ const GROUP: &[u8] = b"nbd_mc_group\0";
 /// How a device is to behave.
 ///
 /// A timeout of the driver does three things: it limits how long a socket may take nothing, it
-/// gives up requests without an answer, and it is how often the driver looks at them. Only the
-/// first is wanted as it is: sockets are handed over with it, then requests are freed of it
-/// ([`Netlink::limit_requests`]), and `queue/io_timeout` says how often to look.
+/// gives up requests without an answer, and it is how often the driver looks at them. None is
+/// wanted as it is: it only marks the sockets that the driver takes. Then they are freed of it
+/// ([`super::link::allow_stalls`]), and requests too ([`Netlink::limit_requests`]);
+/// `queue/io_timeout` says how often to look.
 #[derive(Clone, Debug)]
 pub struct DeviceSpec {
     /// The device's number; null lets the kernel choose.
@@ -191,7 +193,7 @@ impl Netlink {
     ) -> io::Result<()> {
         self.begin(command::RECONFIGURE);
         self.request.u32(attribute::INDEX, index);
-        let seconds = if limited { SEND_TIMEOUT_SECONDS } else { 0 };
+        let seconds = if limited { TIMEOUT_SECONDS } else { 0 };
         self.request.u64(attribute::TIMEOUT, seconds);
         self.request.text(attribute::BACKEND_IDENTIFIER, &spec.backend);
         self.ask(|_| ())
@@ -225,7 +227,7 @@ impl Netlink {
     }
 
     fn timeouts(&mut self, spec: &DeviceSpec) {
-        self.request.u64(attribute::TIMEOUT, SEND_TIMEOUT_SECONDS);
+        self.request.u64(attribute::TIMEOUT, TIMEOUT_SECONDS);
         let dead = u64::from(spec.dead_timeout_seconds);
         self.request.u64(attribute::DEAD_CONN_TIMEOUT, dead);
     }

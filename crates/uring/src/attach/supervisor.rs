@@ -12,7 +12,9 @@
 //! the start, its stack and text are locked), never waits for I/O that memory reclaim begins
 //! (`PR_SET_IO_FLUSHER`), and asks JavaScript for nothing unless the server has changed.
 
-use super::link::{Link, RECEIVE_BYTES_MAX, ReplayError, Transcript, hand_over, was_taken};
+use super::link::{
+    Link, RECEIVE_BYTES_MAX, ReplayError, Transcript, allow_stalls, hand_over, was_taken,
+};
 use super::netlink::{DeviceSpec, Listener, Netlink, SOCKETS_MAX};
 use super::refusal;
 use crate::error::RuntimeError;
@@ -270,7 +272,10 @@ fn open(
         _ => {
             let sockets = connect_all(socket, &transcript, &mut scratch, spec.connections)?;
             let raw: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
-            netlink.connect(&spec.device, &raw).map_err(refused)?
+            let index = netlink.connect(&spec.device, &raw).map_err(refused)?;
+            // One that keeps the driver's timeout is given up early, and works until then.
+            let _given_up_early = sockets.iter().try_for_each(allow_stalls);
+            index
         }
     };
     let connections = spec.connections;
@@ -444,6 +449,9 @@ impl Driver for KernelDriver {
         hand_over(&socket)?;
         self.netlink.reconfigure(self.index, &self.spec, socket.as_raw_fd())?;
         let taken = was_taken(&socket);
+        if taken {
+            allow_stalls(&socket)?;
+        }
         self.be_patient()?;
         Ok(taken)
     }
