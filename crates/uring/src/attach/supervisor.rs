@@ -101,6 +101,13 @@ impl Shared {
         events.push_back(event);
     }
 
+    /// The oldest event that was not fetched yet. One at a time, so that whoever collects them asks
+    /// for memory without the lock: memory may be what waits for the thread that mends connections,
+    /// and that thread takes the lock to tell of what it does.
+    fn told(&self) -> Option<AttachEvent> {
+        lock(&self.events).pop_front()
+    }
+
     fn command(&self, command: Command) {
         lock(&self.commands).push_back(command);
         self.signal.ring();
@@ -137,10 +144,7 @@ impl Attachment {
     /// What happened since the last call.
     #[must_use]
     pub fn drain_events(&self) -> Vec<AttachEvent> {
-        let mut events = lock(&self.shared.events);
-        let drained = events.iter().copied().collect();
-        events.clear();
-        drained
+        std::iter::from_fn(|| self.shared.told()).collect()
     }
 
     /// Replaces a dead connection by one that was negotiated anew, and repeats that handshake from
