@@ -15,7 +15,8 @@ const CONTROL = '--control /run/control.sock';
 async function startInside(guest: Guest): Promise<void> {
   await guest.run(`${PRELUDE}
     nohup node "$RINGFENCE" serve --cache /dev/vda --export disk=/dev/vdb \
-      --listen unix:/run/nbd.sock --metrics 127.0.0.1:9100 ${CONTROL} --reserve 128MiB \
+      --listen unix:/run/nbd.sock --listen unix:/run/unused.sock \
+      --metrics 127.0.0.1:9100 ${CONTROL} --reserve 128MiB \
       > /run/daemon.log 2>&1 &
     echo $! > /run/daemon.pid
     for i in $(seq 1200); do
@@ -35,6 +36,27 @@ function guardsDown(status: Status): string[] {
       return up !== true;
     })
     .map(([measure, guard]) => `${measure}: ${JSON.stringify(guard)}`);
+}
+
+/** The kernel's count of sockets while clients connect, and go without another word. */
+async function disconnectMany(guest: Guest, clients: number): Promise<void> {
+  await guest.run(`${PRELUDE}
+    cat > /run/clients.mjs <<'END'
+import { once } from 'node:events';
+import { connect } from 'node:net';
+for (let client = 0; client < ${clients}; client += 1) {
+  const socket = connect('/run/nbd.sock');
+  await once(socket, 'data');
+  socket.destroy();
+  await once(socket, 'close');
+}
+END
+    used() { sed -n 's/^sockets: used //p' /proc/net/sockstat; }
+    before=$(used)
+    node /run/clients.mjs
+    for i in $(seq 100); do [ $(used) -le $((before + 10)) ] && exit 0; sleep 0.1; done
+    echo "$(used) sockets, $before before"
+    exit 1`);
 }
 
 /**
@@ -90,6 +112,9 @@ test.serial('in the guest every guard is up, and a filesystem works on the daemo
   ) as Status;
   t.true('io_flusher' in status.guards && 'memory_locked' in status.guards);
   t.deepEqual(guardsDown(status), []);
+
+  // One listener has no client, ever: what the kernel holds for it must not hold anything else.
+  await disconnectMany(guest, 200);
 
   await guest.run(`
     nbd-client -unix /run/nbd.sock /dev/nbd0 -name disk

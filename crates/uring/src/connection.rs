@@ -8,7 +8,7 @@ use crate::window::{CONNECTION_BYTES, RECEIVE_BYTES, REPLY_BYTES, ReceiveWindow,
 use ringfence_cache::Buffer;
 use ringfence_cache::units::ExportSlot;
 use ringfence_wire::{Command, Cookie, ErrorCode, ExportLimits, ReplyStyle};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 /// ```text
 ///  Free ──accept──▶ Handshake ──begin──▶ Transmission
@@ -186,6 +186,13 @@ impl Connection {
     #[must_use]
     pub const fn id(&self) -> ConnectionId {
         name_of(self.slot, self.generation)
+    }
+
+    /// Its socket. It is closed only when nothing is in flight (`clear`), so no request that was
+    /// pushed with it finds another file under its number.
+    #[must_use]
+    pub fn socket(&self) -> RawFd {
+        self.fd.as_ref().expect("an open connection has a socket").as_raw_fd()
     }
 
     /// A new client has the slot.

@@ -107,7 +107,8 @@ impl<C: Core> Ring<C> {
             let (bytes, length) = self.shared.to_send(index);
             if length > 0 {
                 self.connections[index].handshake.sending = true;
-                self.kernel.push_send(u32::from(slot), bytes, length);
+                let socket = self.connections[index].socket();
+                self.kernel.push_send(u32::from(slot), socket, bytes, length);
                 return self.receive_handshake(slot);
             }
             let handshake = self.connections[index].handshake;
@@ -135,7 +136,7 @@ impl<C: Core> Ring<C> {
             connection.receiving = true;
             let length = handshake.wanted - handshake.got;
             let buffer = connection.window.buffer().part(handshake.got, length);
-            self.kernel.push_receive(u32::from(slot), buffer);
+            self.kernel.push_receive(u32::from(slot), connection.socket(), buffer);
         }
     }
 

@@ -135,7 +135,7 @@ impl<C: Core> Ring<C> {
             return self.touch(slot);
         }
         if let Some(rest) = connection.replies.sent(bytes) {
-            return self.kernel.push_message(u32::from(slot), rest);
+            return self.kernel.push_message(u32::from(slot), connection.socket(), rest);
         }
         for run in connection.replies.sent_runs() {
             connection.frames.give_back(*run);

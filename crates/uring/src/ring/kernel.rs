@@ -18,9 +18,11 @@ const ENTRIES: u32 = 1024;
 /// keep busy: the cache device's flushes find one free.
 const WORKERS_SPARE: u32 = 16;
 
-/// Places in the table of registered files.
+/// Places in the table of registered files. Only what stays to the end is there: up to Linux 6.12
+/// the kernel lets go of a file that was taken out no sooner than every request that was begun
+/// before, on whichever place, has ended, and some never do. Sockets therefore go by their
+/// descriptors.
 pub mod file {
-    use crate::shared::LISTENERS_MAX;
     use ringfence_cache::limits::EXPORTS_MAX;
 
     /// The cache device.
@@ -31,10 +33,8 @@ pub mod file {
     pub const ORIGINS: u32 = 2;
     /// The first origin's buffered descriptor.
     pub const TAILS: u32 = ORIGINS + EXPORTS_MAX as u32;
-    /// The first listener.
-    pub const LISTENERS: u32 = TAILS + EXPORTS_MAX as u32;
-    /// The first connection.
-    pub const CONNECTIONS: u32 = LISTENERS + LISTENERS_MAX as u32;
+    /// All places.
+    pub const COUNT: u32 = TAILS + EXPORTS_MAX as u32;
 }
 
 /// Whose completion it is.
@@ -91,7 +91,7 @@ impl Kernel {
         let completions = DEVICE_IOS_MAX as u32 + 2 * connections + ENTRIES;
         let uring = ring_setup::build(ENTRIES, completions)?;
         let submitter = uring.submitter();
-        submitter.register_files_sparse(file::CONNECTIONS + connections)?;
+        submitter.register_files_sparse(file::COUNT)?;
         // Each of the kernel's two kinds of workers must do for all origins: reads and writes of
         // files go to the "unbounded" ones (the kernel has not looked the place in the table up yet
         // and does not see a regular file), flushes, zeroes and what block devices make wait to
@@ -107,7 +107,7 @@ impl Kernel {
     /// request uses any of it; if one is `stuck` there, the devices are taken out one by one.
     pub fn close_files(&self, stuck: bool) {
         if stuck {
-            for place in (file::CACHE..file::LISTENERS).filter(|place| *place != file::WAKE) {
+            for place in (file::CACHE..file::COUNT).filter(|place| *place != file::WAKE) {
                 let _empty_already = self.set_file(place, -1);
             }
         } else {
@@ -194,30 +194,28 @@ impl Kernel {
     }
 
     /// Receives into a buffer of the reserve.
-    pub fn push_receive(&mut self, index: u32, buffer: Buffer) {
-        let place = types::Fixed(file::CONNECTIONS + index);
-        let entry = opcode::Recv::new(place, self.address(buffer), buffer.length).build();
-        self.push(Tag::Receive, index, entry);
+    pub fn push_receive(&mut self, index: u32, socket: RawFd, buffer: Buffer) {
+        let entry = opcode::Recv::new(types::Fd(socket), self.address(buffer), buffer.length);
+        self.push(Tag::Receive, index, entry.build());
     }
 
     /// Sends a message that stays as it is until its completion.
-    pub fn push_message(&mut self, index: u32, message: *const libc::msghdr) {
-        let place = types::Fixed(file::CONNECTIONS + index);
+    pub fn push_message(&mut self, index: u32, socket: RawFd, message: *const libc::msghdr) {
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL).cast_unsigned();
-        self.push(Tag::Send, index, opcode::SendMsg::new(place, message).flags(flags).build());
+        let entry = opcode::SendMsg::new(types::Fd(socket), message).flags(flags);
+        self.push(Tag::Send, index, entry.build());
     }
 
     /// Sends handshake bytes, which stay as they are until the completion.
-    pub fn push_send(&mut self, index: u32, bytes: *const u8, length: u32) {
-        let place = types::Fixed(file::CONNECTIONS + index);
-        let entry = opcode::Send::new(place, bytes, length).flags(libc::MSG_NOSIGNAL).build();
-        self.push(Tag::Send, index, entry);
+    pub fn push_send(&mut self, index: u32, socket: RawFd, bytes: *const u8, length: u32) {
+        let entry = opcode::Send::new(types::Fd(socket), bytes, length).flags(libc::MSG_NOSIGNAL);
+        self.push(Tag::Send, index, entry.build());
     }
 
     /// Accepts one connection.
-    pub fn push_accept(&mut self, index: u32) {
-        let place = types::Fixed(file::LISTENERS + index);
-        let entry = opcode::Accept::new(place, std::ptr::null_mut(), std::ptr::null_mut())
+    pub fn push_accept(&mut self, index: u32, socket: RawFd) {
+        let nobody = std::ptr::null_mut();
+        let entry = opcode::Accept::new(types::Fd(socket), nobody, std::ptr::null_mut())
             .flags(libc::SOCK_CLOEXEC)
             .build();
         self.push(Tag::Accept, index, entry);

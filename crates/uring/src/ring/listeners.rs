@@ -1,7 +1,6 @@
 //! Accepting, and the life of a connection around its two phases.
 
 use super::Ring;
-use super::kernel::file;
 use crate::connection::State;
 use crate::core::Core;
 use crate::counters::RingCounter;
@@ -49,8 +48,7 @@ impl<C: Core> Ring<C> {
     pub(super) fn listen(&mut self, fd: RawFd, index: u32, tcp: bool) {
         // SAFETY: whoever sent the command gave the descriptor away.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        let registered = self.kernel.set_file(file::LISTENERS + index, fd.as_raw_fd());
-        if registered.is_err() || self.stopping.is_some() {
+        if self.stopping.is_some() {
             return;
         }
         let listener = Listener { fd, tcp, armed: false, waiting: None };
@@ -75,7 +73,7 @@ impl<C: Core> Ring<C> {
             let Some(listener) = &mut self.listeners.listeners[index] else { continue };
             if !listener.armed {
                 listener.armed = true;
-                self.kernel.push_accept(index as u32);
+                self.kernel.push_accept(index as u32, listener.fd.as_raw_fd());
             }
         }
     }
@@ -110,11 +108,6 @@ impl<C: Core> Ring<C> {
     fn open_connection(&mut self, index: u32, fd: OwnedFd, tcp: bool) {
         let slot = self.listeners.free.pop().expect("a free slot");
         self.listeners.turn = index as usize + 1;
-        let place = file::CONNECTIONS + u32::from(slot);
-        if self.kernel.set_file(place, fd.as_raw_fd()).is_err() {
-            self.listeners.free.push(slot);
-            return;
-        }
         let peer = net::greet(fd.as_raw_fd(), tcp);
         self.shared.reset(usize::from(slot));
         let connection = &mut self.connections[usize::from(slot)];
@@ -141,10 +134,9 @@ impl<C: Core> Ring<C> {
         }
         connection.state = State::Closing;
         connection.reason = reason;
-        let fd = connection.fd.as_ref().expect("an open connection has a socket").as_raw_fd();
         // SAFETY: the descriptor is open. Receives and sends that are in flight end by this; what
         // was sent before still reaches the peer.
-        unsafe { libc::shutdown(fd, libc::SHUT_RDWR) };
+        unsafe { libc::shutdown(connection.socket(), libc::SHUT_RDWR) };
         self.touch(slot);
     }
 
@@ -155,9 +147,7 @@ impl<C: Core> Ring<C> {
             return;
         }
         let (id, reason) = (connection.id(), connection.reason);
-        let place = file::CONNECTIONS + u32::from(slot);
-        self.kernel.set_file(place, -1).expect("emptying a place needs nothing");
-        self.connections[usize::from(slot)].clear();
+        connection.clear();
         self.spinning.retain(|spinning| *spinning != slot);
         self.count_open(-1);
         self.tell(RingEvent::Closed { connection: id, reason });

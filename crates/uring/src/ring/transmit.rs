@@ -11,7 +11,6 @@ use ringfence_cache::limits::{STEP_BYTES_MAX, ZERO_STEP_BYTES_MAX};
 use ringfence_cache::{Buffer, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
 use ringfence_wire::{Cookie, Operation, Rejection, ReplyStyle, RequestHeader};
-use std::os::fd::AsRawFd;
 
 /// What a connection gets per turn before the next one has its chance.
 const TURN_BYTES: u64 = 256 << 10;
@@ -367,20 +366,20 @@ impl<C: Core> Ring<C> {
     /// Sends a batch of replies. While the ring spins there is no system call that it could ride
     /// with, so it goes out directly; what the socket has no room for is left to the kernel.
     fn send(&mut self, slot: u16, message: *const libc::msghdr) {
-        let fd = self.connections[usize::from(slot)].fd.as_ref();
-        let Some(fd) = fd.filter(|_| self.spin.limit_ns().is_some()) else {
-            return self.kernel.push_message(u32::from(slot), message);
-        };
+        let socket = self.connections[usize::from(slot)].socket();
+        if self.spin.limit_ns().is_none() {
+            return self.kernel.push_message(u32::from(slot), socket, message);
+        }
         self.shared.counters.add(RingCounter::SystemCalls, 1);
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: the message, its pieces and what they point to belong to the batch, which stays
         // as it is until `sent` has heard of it.
-        let result = unsafe { libc::sendmsg(fd.as_raw_fd(), message, flags) };
+        let result = unsafe { libc::sendmsg(socket, message, flags) };
         if result >= 0 {
             return self.sent(slot, i32::try_from(result).expect("no more than a batch"));
         }
         // An error is told to the one who waits for it, the kernel's way.
-        self.kernel.push_message(u32::from(slot), message);
+        self.kernel.push_message(u32::from(slot), socket, message);
     }
 
     /// Lets the kernel receive, if there is room.
@@ -390,8 +389,10 @@ impl<C: Core> Ring<C> {
             self.shared.counters.add(RingCounter::ReceiveWaits, 1);
             return;
         };
-        self.connections[usize::from(slot)].receiving = true;
-        self.kernel.push_receive(u32::from(slot), room.part(0, receive_bytes(room)));
+        let connection = &mut self.connections[usize::from(slot)];
+        connection.receiving = true;
+        let socket = connection.socket();
+        self.kernel.push_receive(u32::from(slot), socket, room.part(0, receive_bytes(room)));
     }
 
     fn make_room(&mut self, slot: u16) -> Option<Buffer> {
