@@ -143,6 +143,17 @@ type Leaf = [IndexEntry; LEAF_BLOCKS as usize];
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LeavesExhausted;
 
+/// Blocks that follow each other: all with the same content, or none of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Whether they have the content that was asked for.
+    pub is_wanted: bool,
+    /// How many.
+    pub blocks: u64,
+    /// Entries that were looked at: what it has cost.
+    pub looked_at: u64,
+}
+
 /// What a leaf is used for.
 #[derive(Clone, Copy, Debug)]
 struct LeafOwner {
@@ -364,6 +375,20 @@ impl Index {
         }
     }
 
+    /// How many blocks from `first` to before `end`, at least one, have a content, or have not.
+    #[must_use]
+    pub fn run_of(&self, export: ExportSlot, first: u64, end: u64, wanted: IndexEntry) -> Run {
+        let is_wanted = self.get(export, first).same_content(wanted);
+        let (mut block, mut looked_at) = (first, 0);
+        while block < end && self.get(export, block).same_content(wanted) == is_wanted {
+            let shared = self.directories[export.index()][(block / LEAF_BLOCKS) as usize];
+            let is_leaf = shared.as_leaf().is_some();
+            block = if is_leaf { block + 1 } else { (block / LEAF_BLOCKS + 1) * LEAF_BLOCKS };
+            looked_at += 1;
+        }
+        Run { is_wanted, blocks: block.min(end) - first, looked_at }
+    }
+
     /// Replaces `old` by `new` wherever it stands in a run; used by reclaim on zeroes.
     pub fn replace_in_run(
         &mut self,
@@ -534,5 +559,14 @@ mod tests {
         assert_eq!(index.leaves_free(), 0);
         assert_eq!(index.get(EXPORT, 99).place(), Place::Missing);
         assert_eq!(index.get(EXPORT, 5000).place(), Place::Zero(LogAddress(9)));
+        let zero = IndexEntry::zero(LogAddress(9));
+        let other = Run { is_wanted: false, blocks: 90, looked_at: 90 };
+        assert_eq!(index.run_of(EXPORT, 10, 1 << 20, zero), other);
+        let leaves_between = (1 << 20) / LEAF_BLOCKS - 2;
+        let looked_at = 2 * (LEAF_BLOCKS - 100) + leaves_between;
+        let all = Run { is_wanted: true, blocks: (1 << 20) - 200, looked_at };
+        assert_eq!(index.run_of(EXPORT, 100, 1 << 20, zero), all);
+        let part = Run { is_wanted: true, blocks: 900, looked_at: 2 };
+        assert_eq!(index.run_of(EXPORT, 600, 1500, zero), part);
     }
 }

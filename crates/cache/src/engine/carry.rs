@@ -10,7 +10,7 @@ use super::reclaim::{BATCH_BLOCKS, Survivor};
 use super::{Engine, blocks_of};
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::geometry::LogAddress;
-use crate::index::{IndexEntry, Place};
+use crate::index::{IndexEntry, Place, Run};
 use crate::units::{ExportSlot, Sequence};
 
 /// Free segments that it takes to begin: the one that the copies go to, and one for the record with
@@ -48,6 +48,7 @@ impl Engine {
         header: LogAddress,
         entry: &Entry,
         payload_before: u64,
+        budget: &mut u64,
     ) -> bool {
         if !self.may_carry(slot) {
             self.reclaim_blocked_by(slot);
@@ -63,7 +64,7 @@ impl Engine {
             _ => self.exports.get(slot).carry_epoch,
         };
         if !kind.has_payload() {
-            return self.carry_zeroes(slot, version, header, entry, (ordinal, epoch));
+            return self.carry_zeroes(slot, version, header, entry, (ordinal, epoch), budget);
         }
         let is_carrying = |survivor: &Survivor| survivor.dirty.is_some();
         if !self.reclaim.survivors.first().is_none_or(is_carrying) {
@@ -79,6 +80,8 @@ impl Engine {
             let offset = self.reclaim.block;
             let block = entry.block.get() + offset;
             self.reclaim.block += 1;
+            // Counted only: no turn ends between dirty survivors and their reading.
+            *budget = budget.saturating_sub(1);
             let survivor = Survivor {
                 export: slot,
                 block,
@@ -196,7 +199,9 @@ impl Engine {
         header: LogAddress,
         entry: &Entry,
         (ordinal, epoch): (u16, u64),
+        budget: &mut u64,
     ) -> bool {
+        *budget = budget.saturating_sub(1);
         let (first, count) = (entry.block.get(), entry.count.get());
         let no_hole = entry.flags().contains(EntryFlags::NO_HOLE);
         let hole = if no_hole { EntryFlags::NO_HOLE } else { EntryFlags::default() };
@@ -219,33 +224,43 @@ impl Engine {
         if entry.flags().contains(EntryFlags::SUPERSEDED) {
             return true;
         }
-        self.carry_current_zeroes(slot, header, &copy.with_flags(EntryFlags::INDEX_ONLY))
+        let copy = copy.with_flags(EntryFlags::INDEX_ONLY);
+        self.carry_current_zeroes(slot, header, &copy, budget)
     }
 
-    /// Appends an entry for each run of zeroes that no newer version has superseded.
-    fn carry_current_zeroes(&mut self, slot: ExportSlot, header: LogAddress, copy: &Entry) -> bool {
-        let end = copy.block.get() + u64::from(copy.count.get());
+    /// Appends an entry for each run of zeroes that no newer version has superseded, as far as the
+    /// budget goes. Runs are not cut: leaves that stand for zeroes as a whole change as a whole.
+    fn carry_current_zeroes(
+        &mut self,
+        slot: ExportSlot,
+        header: LogAddress,
+        copy: &Entry,
+        budget: &mut u64,
+    ) -> bool {
+        let (first, count) = (copy.block.get(), u64::from(copy.count.get()));
         let old = IndexEntry::zero(header);
-        let is_current = |engine: &Self, block| engine.index.get(slot, block).same_content(old);
-        let mut block = copy.block.get();
-        while block < end {
-            if !is_current(self, block) {
-                block += 1;
-                continue;
-            }
-            let run = (block..end).take_while(|&each| is_current(self, each)).count() as u64;
-            if self.ensure_room(1, 0, Privilege::Carried).is_err() {
-                self.rewind_reclaim();
+        while self.reclaim.block < count {
+            if *budget == 0 {
                 return false;
             }
-            let (_, new_header) = self.log.open();
-            let mut part = *copy;
-            part.block = block.into();
-            part.count = u32::try_from(run).expect("within an entry").into();
-            self.log.append(&part, &mut self.reserve);
-            self.reclaim.copies = self.log.open().0;
-            self.index.replace_in_run(slot, block, run, old, IndexEntry::zero(new_header));
-            block += run;
+            let block = first + self.reclaim.block;
+            let Run { is_wanted, blocks, looked_at } =
+                self.index.run_of(slot, block, first + count, old);
+            if is_wanted {
+                if self.ensure_room(1, 0, Privilege::Carried).is_err() {
+                    self.rewind_reclaim();
+                    return false;
+                }
+                let (_, new_header) = self.log.open();
+                let mut part = *copy;
+                part.block = block.into();
+                part.count = u32::try_from(blocks).expect("within an entry").into();
+                self.log.append(&part, &mut self.reserve);
+                self.reclaim.copies = self.log.open().0;
+                self.index.replace_in_run(slot, block, blocks, old, IndexEntry::zero(new_header));
+            }
+            *budget = budget.saturating_sub(looked_at);
+            self.reclaim.block += blocks;
         }
         true
     }

@@ -154,7 +154,8 @@ impl Engine {
                 break;
             }
         }
-        self.reclaim.goes_on = budget == 0 && self.reclaim.phase == Phase::Scanning;
+        self.reclaim.goes_on =
+            budget == 0 && self.reclaim.phase == Phase::Scanning && !self.reclaim.paused;
     }
 
     fn start_reclaim(&mut self) {
@@ -272,7 +273,7 @@ impl Engine {
         let watermark = self.exports.get(slot).watermark;
         if entry.kind().is_client_data() && version.get() > watermark.0 && !canary::breaks(28) {
             let header = self.record_address(record);
-            return self.carry_entry(slot, version.get(), header, entry, payload_before);
+            return self.carry_entry(slot, version.get(), header, entry, payload_before, budget);
         }
         let header = self.record_address(record);
         let (first, count) = (entry.block.get(), u64::from(entry.count.get()));

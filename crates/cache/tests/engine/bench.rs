@@ -415,6 +415,12 @@ impl Bench {
         self.step(Event::EndOfTurn);
     }
 
+    /// Whether the next turn is due without anything to wait for.
+    pub fn is_turn_due(&mut self) -> bool {
+        let now_ns = self.now_ns;
+        self.engine().deadline_ns().is_some_and(|due_ns| due_ns <= now_ns)
+    }
+
     /// Turns until nothing more happens by itself now.
     pub fn settle(&mut self) {
         (0..40).for_each(|_| self.turn());

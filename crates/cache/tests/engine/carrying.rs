@@ -3,7 +3,7 @@
 use crate::bench::Bench;
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{EXPORT_TABLE_OFFSETS, SEGMENT_BYTES_MIN};
-use ringfence_cache::{Command, Mode, Order};
+use ringfence_cache::{Buffer, Command, Mode, Order};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const TRIM: Command = Command::Trim { fua: false };
@@ -13,18 +13,27 @@ const RUNS: u64 = 10_000;
 /// Where the superblocks are.
 const SUPERBLOCKS_BYTES: usize = EXPORT_TABLE_OFFSETS[0] as usize;
 
-/// Another export, whose origin is up, writes until it gets no answer.
-fn fill_with_other(bench: &mut Bench) {
+/// Another export, whose origin is up, writes until it gets no answer. Returns how many turns of
+/// the engine were due at once after another.
+fn fill_with_other(bench: &mut Bench) -> usize {
+    let mut at_once = 0;
     for at in 0..100 {
-        if bench.try_write(1, at % 7 * 256 * 4096, 1 << 20).is_none() {
-            return;
+        let nowhere = Buffer { offset: 0, length: 0 };
+        let command = Command::Write { buffer: nowhere, fua: false };
+        let ticket = bench.submit(1, command, at % 7 * 256 * 4096, 1 << 20);
+        for _ in 0..40 {
+            bench.turn();
+            at_once += usize::from(bench.is_turn_due());
+        }
+        if bench.answer(ticket).is_none() {
+            return at_once;
         }
     }
     panic!("there is room without end");
 }
 
-#[test]
-fn zeroes_in_many_runs_leave_a_segment_for_the_record_with_the_tail() {
+/// An export has zeroes in many runs, and its origin is away.
+fn zeroes_in_runs() -> Bench {
     let mut bench = Bench::with_segments(26, &[STRICT, STRICT], 2 * RUNS + 1, 0);
     bench.is_checked = false;
     bench.more_reserve_bytes = SEGMENT_BYTES_MIN;
@@ -40,6 +49,18 @@ fn zeroes_in_many_runs_leave_a_segment_for_the_record_with_the_tail() {
     }
     bench.flush().expect("flushed");
     bench.pass(SECOND);
+    bench
+}
+
+#[test]
+fn zeroes_are_carried_a_part_in_each_turn() {
+    let mut bench = zeroes_in_runs();
+    assert!(fill_with_other(&mut bench) > 0, "all zeroes in one turn");
+}
+
+#[test]
+fn zeroes_in_many_runs_leave_a_segment_for_the_record_with_the_tail() {
+    let mut bench = zeroes_in_runs();
     let superblocks = bench.disk.bytes[..SUPERBLOCKS_BYTES].to_vec();
     fill_with_other(&mut bench);
     bench.pass(SECOND);
