@@ -331,11 +331,15 @@ impl Exports {
 
     /// Whether an export may have more dirty data when all together may have so many log blocks.
     /// Each keeps a part of that to itself, so that one whose origin is away leaves room for the
-    /// others (rule 15).
+    /// others (rule 15). Below its part it may grow whatever the others have: they may have filled
+    /// theirs in a life in which nothing was kept for it. Then only segments are the limit.
     pub fn may_grow_dirty(&self, slot: ExportSlot, most: u64) -> bool {
         let writers = |&&slot: &&ExportSlot| self.get(slot).is_writer();
         let writers = self.in_use.iter().filter(writers).count() as u64;
         let own = most / (DIRTY_SHARED * writers.max(1));
+        if self.get(slot).dirty.log_blocks < own {
+            return true;
+        }
         let taken = |&each: &ExportSlot| {
             let export = self.get(each);
             let kept = if each != slot && export.is_writer() { own } else { 0 };

@@ -142,6 +142,26 @@ fn in_a_small_log_too_an_origin_that_is_away_leaves_room_for_the_others() {
 }
 
 #[test]
+fn what_is_not_served_leaves_room_for_an_export_that_comes_later() {
+    let mut bench = Bench::with_segments(26, &[STRICT, STRICT], 8192, 0);
+    let both = bench.options.clone();
+    bench.options.truncate(1);
+    bench.restart();
+    bench.faults.origin_writes_of = Some(0);
+    let written = fill(&mut bench, 0);
+    assert!(written > 8, "{written} MiB");
+    bench.flush().expect("flushed");
+    bench.options = both[1..].to_vec();
+    bench.restart();
+    for round in 0..50 {
+        let ticket = bench.begin_write_to(1, 0, 1 << 20, round);
+        bench.pass(SECOND);
+        let result = bench.answer(ticket).map(|answer| answer.result);
+        assert_eq!(result, Some(Ok(())), "rule 15: {round}");
+    }
+}
+
+#[test]
 fn an_export_may_be_given_less() {
     let mut bench = Bench::new(&[STRICT]);
     bench.options[0].dirty_bytes_max = Some(4 << 20);
