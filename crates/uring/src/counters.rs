@@ -140,6 +140,8 @@ pub struct RingCounters {
     thread_id: AtomicI32,
     /// Page faults of the thread before it started to serve.
     faults_before: AtomicU64,
+    /// The most page faults that were seen since: those who ask write it, not the ring.
+    faults_seen: AtomicU64,
 }
 
 impl Default for RingCounters {
@@ -152,6 +154,7 @@ impl Default for RingCounters {
             origins: (0..EXPORTS_MAX).map(|_| std::array::from_fn(|_| group())).collect(),
             thread_id: AtomicI32::new(0),
             faults_before: AtomicU64::new(0),
+            faults_seen: AtomicU64::new(0),
         }
     }
 }
@@ -217,7 +220,7 @@ impl RingCounters {
     }
 
     /// Page faults of the ring thread since it started to serve. The kernel tells them to any
-    /// thread, so that the ring need not ask; after its end the answer is 0.
+    /// thread, so that the ring need not ask; where it does not, the answer is the last one.
     #[must_use]
     pub fn page_faults(&self) -> u64 {
         let thread_id = self.thread_id.load(Ordering::Acquire);
@@ -225,6 +228,7 @@ impl RingCounters {
             return 0;
         }
         let path = format!("/proc/self/task/{thread_id}/stat");
+        // The thread may have ended, or the process have no descriptor left.
         let stat = std::fs::read_to_string(path).unwrap_or_default();
         // After the name, in parentheses: the state is the first field, minflt the 8th, majflt the
         // 10th.
@@ -232,7 +236,9 @@ impl RingCounters {
         let mut fields = fields.split_ascii_whitespace().skip(7);
         let mut next = || fields.next().and_then(|field| field.parse::<u64>().ok()).unwrap_or(0);
         let (minor, _children, major) = (next(), next(), next());
-        (minor + major).saturating_sub(self.faults_before.load(Ordering::Relaxed))
+        let faults = (minor + major).saturating_sub(self.faults_before.load(Ordering::Relaxed));
+        // A counter that went back would look like a restart.
+        self.faults_seen.fetch_max(faults, Ordering::Relaxed).max(faults)
     }
 }
 
@@ -349,6 +355,32 @@ mod tests {
     use ringfence_cache::units::ExportSlot;
     use ringfence_cache::{ReservePlan, ReserveShape};
     use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+
+    #[test]
+    fn page_faults_stay_what_they_were_when_the_kernel_does_not_tell() {
+        let ring = RingCounters::default();
+        std::thread::scope(|scope| {
+            let (serving, started) = std::sync::mpsc::channel();
+            let (finish, finished) = std::sync::mpsc::channel::<()>();
+            let ring = &ring;
+            scope.spawn(move || {
+                ring.start_serving();
+                // Fresh pages: each is a fault when it is touched.
+                std::hint::black_box(vec![1_u8; 4 << 20]);
+                serving.send(()).expect("a listener");
+                finished.recv().expect_err("nothing is sent");
+            });
+            started.recv().expect("the thread serves");
+            assert!(ring.page_faults() > 0);
+            drop(finish);
+        });
+        let last = ring.page_faults();
+        assert!(last > 0, "the thread is gone: a counter never goes back");
+        // As where no file can be opened, or /proc is not there.
+        ring.thread_id.store(i32::MAX, Ordering::Release);
+        assert_eq!(ring.page_faults(), last);
+    }
 
     #[test]
     fn every_value_lies_where_the_layout_says() {
