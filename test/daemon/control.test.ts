@@ -117,7 +117,7 @@ async function askOnceThereIsRoom(path: string): Promise<unknown> {
       return await askDaemon(path, { verb: 'status' });
     } catch (error) {
       if (Date.now() > untilMs) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 50));
+      await setTimeout(50);
     }
   }
 }
@@ -141,7 +141,7 @@ test('a request that comes byte by byte has one deadline', async (t) => {
 });
 
 test('an answer that takes long is waited for', async (t) => {
-  const slow = () => new Promise((resolve) => setTimeout(() => resolve('late'), 600));
+  const slow = () => setTimeout(600, 'late');
   const path = await serve(t, slow, 200);
   t.is(await askDaemon(path, { verb: 'status' }), 'late');
 });
