@@ -213,8 +213,14 @@ fn run<C: Core>(
 ) -> (Ending, Vec<(ExportSlot, Origin)>) {
     // Before the ring exists, so that the kernel's workers for it inherit it.
     let flusher = guards::io_flusher();
-    if let Some(cpu) = start.cpu {
-        pin(cpu);
+    if let Some(cpu) = start.cpu
+        && let Err(source) = pin(cpu)
+    {
+        let what = "the ring thread cannot run on the CPU of --cpu";
+        // Whoever is told may open the same devices again at once.
+        drop(start);
+        let _nobody_waits = ready.send(Err(RuntimeError::System { what, source }));
+        return Ending { flushed: Ok(()), stuck: false };
     }
     // Whether locking is permitted at all was seen when the reserve was locked.
     let _seen = lock_stack() & lock_text();
@@ -298,13 +304,17 @@ fn set_up(
     Ok(kernel)
 }
 
-/// Runs the calling thread on one CPU. Without effect where that CPU does not exist.
-fn pin(cpu: u32) {
+/// Runs the calling thread on one CPU.
+///
+/// # Errors
+/// Where that CPU does not exist, or is not this process's to use.
+fn pin(cpu: u32) -> io::Result<()> {
     let mut set = rustix::thread::CpuSet::new();
-    if (cpu as usize) < rustix::thread::CpuSet::MAX_CPU {
-        set.set(cpu as usize);
-        let _unpinned = rustix::thread::sched_setaffinity(None, &set);
+    if (cpu as usize) >= rustix::thread::CpuSet::MAX_CPU {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
+    set.set(cpu as usize);
+    Ok(rustix::thread::sched_setaffinity(None, &set)?)
 }
 
 /// Touches and locks the stack that the loop will use: a page fault there would be an allocation.

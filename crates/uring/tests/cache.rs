@@ -227,6 +227,10 @@ fn what_cannot_be_opened_is_refused_in_one_clear_sentence() {
     let small = OpenSpec { reserve_bytes: 1 << 20, ..spec.clone() };
     let text = refused(&small);
     assert!(text.contains("too small"), "{text}");
+    for cpu in [1023, u32::MAX] {
+        let text = refused(&OpenSpec { cpu: Some(cpu), ..spec.clone() });
+        assert!(text.contains("CPU of --cpu"), "{text}");
+    }
 
     let host = files.open(Mode::Writeback);
     let text = refused(&spec);
