@@ -54,13 +54,13 @@ pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
     let no_pool = Pool { offset: 0, length: 0 };
     let geometry = Geometry::new(segment_bytes, segments, no_pool, 1);
     let mut scanner = Scanner::new(storage, &superblock, geometry);
-    let (mut found, facts) = scanner.scan()?;
+    let (mut found, facts) = scanner.scan();
     let slots: Vec<usize> =
         (0..table.exports.len()).filter(|&slot| !table.exports[slot].is_free()).collect();
     let mut dirty_blocks = vec![0u64; table.exports.len()];
     for segment in &mut found {
         let void_from = facts.void_from(segment.incarnation);
-        let summary = scanner.summary(segment)?;
+        let summary = scanner.summary(segment);
         let mut reader = SummaryReader::new(&summary);
         while let Some((record, entries, _)) = reader.next() {
             let sequence = record.sequence.get();
@@ -78,6 +78,10 @@ pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
                 }
             }
         }
+    }
+    if let Some(error) = scanner.take_any_error() {
+        // What is dirty may be more than was found.
+        return Err(error.into());
     }
     let exports = slots
         .into_iter()

@@ -92,6 +92,12 @@ pub enum OpenError {
         /// The highest sequence that had been durable.
         last: u64,
     },
+    /// Where the log ends, or goes on, cannot be read.
+    #[error(
+        "the end of the log cannot be read, so flushed data may follow there ({0}): start again \
+         when the device can read it, or with --accept-loss to go on without it"
+    )]
+    EndUnreadable(#[source] StorageError),
     /// Another size than the data belongs to.
     #[error(
         "export {name}: the origin has {size_bytes} bytes, the cache knows it with {known_bytes}: \

@@ -3,9 +3,11 @@
 //! Used by recovery and by whoever only looks. A segment with a footer is known from it; the few
 //! without one are walked from header to header (rule 2). What follows the newest end is looked at
 //! once more, never to be used, only for what it says of what was durable (decision 0013).
+//!
+//! A block that cannot be read counts as damaged: a second copy is used if there is one. That is
+//! noted, since it is no end of the log: what could be read another time may have been durable.
 
 use crate::canary;
-use crate::error::OpenError;
 use crate::format::{
     Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET, SummaryReader,
     Superblock, checksum,
@@ -173,6 +175,41 @@ pub struct Scanner<'a> {
     room: Vec<u8>,
     /// Room for the payload of a record that is being verified.
     payload: Vec<u8>,
+    unreadable: Unreadable,
+}
+
+/// By offset: blocks that could not be read, and what the device said.
+type Unreadable = BTreeMap<u64, StorageError>;
+
+/// Reads pieces. What fails is read again, in the end block by block: a block that fails once more
+/// is noted, and left as zeroes, which are no header and no footer.
+fn read_all(storage: &mut dyn Storage, unreadable: &mut Unreadable, pieces: &mut [ReadPiece<'_>]) {
+    if storage.read(pieces).is_ok() {
+        return;
+    }
+    for piece in pieces {
+        if storage.read_at(piece.offset, piece.into).is_ok() {
+            continue;
+        }
+        let blocks = piece.into.chunks_exact_mut(BLOCK_BYTES);
+        for (block, offset) in blocks.zip((piece.offset..).step_by(BLOCK_BYTES)) {
+            if let Err(error) = storage.read_at(offset, block) {
+                block.fill(0);
+                unreadable.insert(offset, error);
+            }
+        }
+    }
+}
+
+/// What the payload of a record is like.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PayloadState {
+    /// What its header says.
+    Intact,
+    /// Something else.
+    Damaged,
+    /// Nothing else as far as it can be read, which the block at this offset cannot.
+    Unreadable(u64),
 }
 
 /// Some blocks of a segment that is being walked.
@@ -198,39 +235,54 @@ impl<'a> Scanner<'a> {
         geometry: Geometry,
     ) -> Self {
         let (room, payload) = (vec![0; geometry.footer_bytes() as usize], Vec::new());
-        Self { storage, superblock, geometry, window: Window::default(), room, payload }
+        let (window, unreadable) = (Window::default(), Unreadable::new());
+        Self { storage, superblock, geometry, window, room, payload, unreadable }
+    }
+
+    /// Reads a range; blocks that cannot be read are zeroes, and noted.
+    pub fn read_at(&mut self, offset: u64, into: &mut [u8]) {
+        read_all(self.storage, &mut self.unreadable, &mut [ReadPiece { offset, into }]);
+    }
+
+    /// Whether the block at an offset could not be read.
+    #[must_use]
+    pub fn is_unreadable(&self, offset: u64) -> bool {
+        self.unreadable.contains_key(&offset)
+    }
+
+    /// What the device said of a block that could not be read, once.
+    pub fn take_error(&mut self, offset: u64) -> Option<StorageError> {
+        self.unreadable.remove(&offset)
+    }
+
+    /// What the device said of any block that could not be read.
+    pub fn take_any_error(&mut self) -> Option<StorageError> {
+        self.unreadable.pop_first().map(|(_, error)| error)
     }
 
     /// Finds every segment with records, oldest first, and what the newest headers say.
-    ///
-    /// # Errors
-    /// When the device cannot be read.
-    pub fn scan(&mut self) -> Result<(Vec<FoundSegment>, LogFacts), OpenError> {
+    pub fn scan(&mut self) -> (Vec<FoundSegment>, LogFacts) {
         let mut facts = LogFacts::new(self.superblock);
         let mut found = Vec::new();
         let segments = self.geometry.segments;
         let mut heads = vec![[[0; BLOCK_BYTES]; 2]; segments.min(BATCH_SEGMENTS) as usize];
         for start in (0..segments).step_by(BATCH_SEGMENTS as usize) {
             let end = segments.min(start + BATCH_SEGMENTS);
-            self.read_heads(start..end, &mut heads)?;
+            self.read_heads(start..end, &mut heads);
             for (segment, heads) in (start..end).zip(&heads) {
-                found.extend(self.identify(segment, heads, &mut facts)?);
+                found.extend(self.identify(segment, heads, &mut facts));
             }
         }
         for segment in &found {
             facts.note_life(segment.incarnation, segment.first_sequence);
         }
-        self.look_behind_the_end(&found, &mut facts)?;
+        self.look_behind_the_end(&found, &mut facts);
         found.sort_by_key(|segment| (segment.sequence_first, segment.incarnation));
-        Ok((found, facts))
+        (found, facts)
     }
 
     /// Reads the first block and the first block of the footer, of some segments.
-    fn read_heads(
-        &mut self,
-        segments: Range<u64>,
-        heads: &mut [[[u8; BLOCK_BYTES]; 2]],
-    ) -> Result<(), StorageError> {
+    fn read_heads(&mut self, segments: Range<u64>, heads: &mut [[[u8; BLOCK_BYTES]; 2]]) {
         let geometry = self.geometry;
         let mut pieces = Vec::new();
         for (segment, [header, footer]) in segments.zip(heads) {
@@ -238,7 +290,7 @@ impl<'a> Scanner<'a> {
             pieces.push(ReadPiece { offset: offset(0), into: header });
             pieces.push(ReadPiece { offset: offset(geometry.payload_blocks), into: footer });
         }
-        self.storage.read(&mut pieces)
+        read_all(self.storage, &mut self.unreadable, &mut pieces);
     }
 
     fn parse_header<'b>(
@@ -265,7 +317,7 @@ impl<'a> Scanner<'a> {
         segment: u64,
         [header, footer]: &[[u8; BLOCK_BYTES]; 2],
         facts: &mut LogFacts,
-    ) -> Result<Option<FoundSegment>, StorageError> {
+    ) -> Option<FoundSegment> {
         let header = self.parse_header(segment, 0, header);
         let footer = Footer::parse(
             footer,
@@ -283,11 +335,11 @@ impl<'a> Scanner<'a> {
         }
         if age_of_header > age_of_footer {
             let header = header.expect("it has an age").clone();
-            return self.walk(segment, &header, facts).map(Some);
+            return Some(self.walk(segment, &header, facts));
         }
-        let Some(footer) = footer else { return Ok(None) };
+        let footer = footer?;
         facts.durable = facts.durable.max(footer.sequence_last.get());
-        Ok(Some(FoundSegment {
+        Some(FoundSegment {
             segment_use: footer.segment_use.get(),
             incarnation: footer.incarnation.get(),
             first_sequence: footer.first_sequence.get(),
@@ -297,27 +349,26 @@ impl<'a> Scanner<'a> {
             walked: None,
             accepted: None,
             footer: Some(footer),
-        }))
+        })
     }
 
     /// Makes sure that a block of a segment is in the window.
-    fn load(&mut self, segment: u64, at: u32) -> Result<(), StorageError> {
+    fn load(&mut self, segment: u64, at: u32) {
         let window = &mut self.window;
         if window.covers(segment, at) {
-            return Ok(());
+            return;
         }
         let goes_on = window.covers(segment, at.saturating_sub(WINDOW_BLOCKS_MIN));
         let blocks = if goes_on { 2 * window.blocks } else { WINDOW_BLOCKS_MIN };
         let blocks = blocks.min(WINDOW_BLOCKS_MAX).min(self.geometry.payload_blocks - at);
-        window.blocks = 0;
         let length = blocks as usize * BLOCK_BYTES;
         if window.bytes.len() < length {
             window.bytes.resize(length, 0);
         }
         let offset = self.geometry.device_offset(self.geometry.address(segment, at));
-        self.storage.read_at(offset, &mut window.bytes[..length])?;
+        let piece = ReadPiece { offset, into: &mut window.bytes[..length] };
+        read_all(self.storage, &mut self.unreadable, &mut [piece]);
         (window.segment, window.first, window.blocks) = (segment, at, blocks);
-        Ok(())
     }
 
     /// The header that a block of a segment is, if it is one.
@@ -332,14 +383,11 @@ impl<'a> Scanner<'a> {
     }
 
     /// The room of a footer.
-    ///
-    /// # Errors
-    /// When the device cannot be read.
-    pub fn read_footer(&mut self, segment_use: u64) -> Result<Vec<u8>, StorageError> {
+    pub fn read_footer(&mut self, segment_use: u64) -> Vec<u8> {
         let mut room = vec![0; self.geometry.footer_bytes() as usize];
         let address = self.geometry.address(segment_use, self.geometry.payload_blocks);
-        self.storage.read_at(self.geometry.device_offset(address), &mut room)?;
-        Ok(room)
+        self.read_at(self.geometry.device_offset(address), &mut room);
+        room
     }
 
     /// The header at a block that is in the window.
@@ -354,18 +402,13 @@ impl<'a> Scanner<'a> {
     }
 
     /// Walks a segment from header to header.
-    fn walk(
-        &mut self,
-        segment: u64,
-        first: &RecordHeader,
-        facts: &mut LogFacts,
-    ) -> Result<FoundSegment, StorageError> {
+    fn walk(&mut self, segment: u64, first: &RecordHeader, facts: &mut LogFacts) -> FoundSegment {
         let geometry = self.geometry;
         let writer = Writer::of(first);
         let mut room = std::mem::take(&mut self.room);
         let (mut at, mut end, mut next) = (0, SUMMARY_OFFSET, first.sequence.get());
         while at < geometry.payload_blocks {
-            self.load(segment, at)?;
+            self.load(segment, at);
             let Some(header) = self.header(segment, at) else { break };
             let bytes = FooterBuilder::record_bytes(
                 header.entry_count.get().into(),
@@ -382,7 +425,7 @@ impl<'a> Scanner<'a> {
         }
         let summary = room[SUMMARY_OFFSET..end].to_vec();
         self.room = room;
-        Ok(FoundSegment {
+        FoundSegment {
             segment_use: first.segment_use.get(),
             incarnation: first.incarnation.get(),
             first_sequence: first.first_sequence.get(),
@@ -392,17 +435,13 @@ impl<'a> Scanner<'a> {
             walked: Some(WalkedSegment { summary, end_blocks: at }),
             accepted: None,
             footer: None,
-        })
+        }
     }
 
     /// Looks behind the newest end of the log for headers that say that what is missing there was
     /// durable: without them, one lost write would pass for the end of the log, and take flushed
     /// data with it (decision 0013). What earlier lives wrote is known from the newest life.
-    fn look_behind_the_end(
-        &mut self,
-        found: &[FoundSegment],
-        facts: &mut LogFacts,
-    ) -> Result<(), StorageError> {
+    fn look_behind_the_end(&mut self, found: &[FoundSegment], facts: &mut LogFacts) {
         let (incarnation, first_sequence) = facts.newest_life();
         let newest = |counts: &dyn Fn(&FoundSegment) -> bool| {
             found.iter().filter(|segment| counts(segment)).map(|segment| segment.segment_use).max()
@@ -424,10 +463,10 @@ impl<'a> Scanner<'a> {
                 let goes_on = own(segment_use + 1)
                     .is_some_and(|next| next.sequence_first == segment.sequence_last + 1);
                 if let Some(walked) = segment.walked.as_ref().filter(|_| !goes_on) {
-                    self.search(writer, walked.end_blocks, facts)?;
+                    self.search(writer, walked.end_blocks, facts);
                 }
             } else {
-                self.search(writer, 0, facts)?;
+                self.search(writer, 0, facts);
             }
             // A segment in which nothing is left is the last: the next would have been opened
             // only when it was full.
@@ -435,16 +474,10 @@ impl<'a> Scanner<'a> {
                 break;
             }
         }
-        Ok(())
     }
 
     /// Searches a segment for headers of one use, from a block on.
-    fn search(
-        &mut self,
-        writer: Writer,
-        first: u32,
-        facts: &mut LogFacts,
-    ) -> Result<(), StorageError> {
+    fn search(&mut self, writer: Writer, first: u32, facts: &mut LogFacts) {
         let segment = writer.segment_use % self.geometry.segments;
         let mut at = first;
         loop {
@@ -452,9 +485,9 @@ impl<'a> Scanner<'a> {
                 at = self.skip_zeroes(segment, at);
             }
             if at >= self.geometry.payload_blocks {
-                return Ok(());
+                return;
             }
-            self.load(segment, at)?;
+            self.load(segment, at);
             let block = self.block(at);
             // Payload and what an earlier use left are told by a look, not by a checksum.
             let is_of = |header: &RecordHeader| Writer::of(header) == writer;
@@ -479,24 +512,30 @@ impl<'a> Scanner<'a> {
     }
 
     /// Whether the payload of a record is what its header says.
-    ///
-    /// # Errors
-    /// When the device cannot be read.
-    pub fn payload_is_intact(
+    pub fn payload_state(
         &mut self,
         segment_use: u64,
         offset_blocks: u32,
         checksums: &[zerocopy::little_endian::U32],
-    ) -> Result<bool, StorageError> {
+    ) -> PayloadState {
         let length = checksums.len() * BLOCK_BYTES;
-        if self.payload.len() < length {
-            self.payload.resize(length, 0);
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.resize(payload.len().max(length), 0);
+        let offset =
+            self.geometry.device_offset(self.geometry.address(segment_use, offset_blocks + 1));
+        self.read_at(offset, &mut payload[..length]);
+        let mut state = PayloadState::Intact;
+        let blocks = checksums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
+        for ((sum, block), at) in blocks.zip((offset..).step_by(BLOCK_BYTES)) {
+            if self.is_unreadable(at) {
+                state = PayloadState::Unreadable(at);
+            } else if sum.get() != checksum(block) {
+                state = PayloadState::Damaged;
+                break;
+            }
         }
-        let payload = &mut self.payload[..length];
-        let address = self.geometry.address(segment_use, offset_blocks + 1);
-        self.storage.read_at(self.geometry.device_offset(address), payload)?;
-        let mut blocks = checksums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
-        Ok(blocks.all(|(sum, block)| sum.get() == checksum(block)))
+        self.payload = payload;
+        state
     }
 
     /// How many segments to ask [`Scanner::summaries`] for.
@@ -508,13 +547,7 @@ impl<'a> Scanner<'a> {
 
     /// The records of found segments in short. A footer whose summary is damaged (torn, when it
     /// was being written) is made up for by walking; the segment counts as one without a footer.
-    ///
-    /// # Errors
-    /// When the device cannot be read.
-    pub fn summaries(
-        &mut self,
-        found: &mut [&mut FoundSegment],
-    ) -> Result<Vec<Vec<u8>>, StorageError> {
+    pub fn summaries(&mut self, found: &mut [&mut FoundSegment]) -> Vec<Vec<u8>> {
         let geometry = self.geometry;
         let mut summaries: Vec<Vec<u8>> = found.iter().map(|segment| segment.room()).collect();
         let mut pieces = Vec::new();
@@ -524,56 +557,41 @@ impl<'a> Scanner<'a> {
                 pieces.push(ReadPiece { offset: geometry.device_offset(address), into });
             }
         }
-        self.storage.read(&mut pieces)?;
+        read_all(self.storage, &mut self.unreadable, &mut pieces);
         for (segment, summary) in found.iter_mut().zip(&mut summaries) {
-            self.judge_summary(segment, summary)?;
+            self.judge_summary(segment, summary);
         }
-        Ok(summaries)
+        summaries
     }
 
     /// The same of one segment.
-    ///
-    /// # Errors
-    /// When the device cannot be read.
-    pub fn summary(&mut self, found: &mut FoundSegment) -> Result<Vec<u8>, StorageError> {
-        Ok(self.summaries(&mut [found])?.pop().expect("one for each"))
+    pub fn summary(&mut self, found: &mut FoundSegment) -> Vec<u8> {
+        self.summaries(&mut [found]).pop().expect("one for each")
     }
 
     /// Makes a summary of what was read of a footer, or of walking where that is damaged.
-    fn judge_summary(
-        &mut self,
-        found: &mut FoundSegment,
-        summary: &mut Vec<u8>,
-    ) -> Result<(), StorageError> {
+    fn judge_summary(&mut self, found: &mut FoundSegment, summary: &mut Vec<u8>) {
         if found.walked.is_none() {
             let footer = found.footer.as_ref().expect("walked or with a footer");
             summary.truncate(SUMMARY_OFFSET + footer.summary_bytes.get() as usize);
             summary.drain(..SUMMARY_OFFSET);
             if footer.check_summary(summary, self.geometry.payload_blocks).is_ok() {
-                return Ok(());
+                return;
             }
-            found.walked = self.walk_instead(found.segment_use % self.geometry.segments, found)?;
+            found.walked = self.walk_instead(found.segment_use % self.geometry.segments, found);
         }
         *summary = found.walked.as_ref().map(|walked| walked.summary.clone()).unwrap_or_default();
-        Ok(())
     }
 
-    fn walk_instead(
-        &mut self,
-        segment: u64,
-        found: &FoundSegment,
-    ) -> Result<Option<WalkedSegment>, StorageError> {
+    fn walk_instead(&mut self, segment: u64, found: &FoundSegment) -> Option<WalkedSegment> {
         let mut block = vec![0; BLOCK_BYTES];
-        let offset = self.geometry.device_offset(self.geometry.address(segment, 0));
-        self.storage.read_at(offset, &mut block)?;
-        let Some(first) = self.parse_header(segment, 0, &block).cloned() else {
-            return Ok(None);
-        };
+        self.read_at(self.geometry.device_offset(self.geometry.address(segment, 0)), &mut block);
+        let first = self.parse_header(segment, 0, &block).cloned()?;
         let mut ignored = LogFacts::new(self.superblock);
-        let walked = self.walk(segment, &first, &mut ignored)?;
+        let walked = self.walk(segment, &first, &mut ignored);
         let is_the_same =
             walked.segment_use == found.segment_use && walked.incarnation == found.incarnation;
-        Ok(walked.walked.filter(|_| is_the_same))
+        walked.walked.filter(|_| is_the_same)
     }
 }
 

@@ -328,7 +328,7 @@ impl World {
                     self.trace.line(self.now_ns, || format!("power cut in recovery: {left}"));
                     continue;
                 }
-                Ok(Err(OpenError::Storage(error))) if !failing.is_empty() => {
+                Ok(Err(error)) if is_explained_by(&failing, &error) => {
                     // The documented error; a device that works again must do.
                     self.trace.line(self.now_ns, || error.to_string());
                     continue;
@@ -616,5 +616,16 @@ impl World {
         for ((unit, value), at) in bytes.chunks_mut(unit_length).zip(values).zip(0..) {
             content::fill(unit, export, offset + at * unit_bytes, *value);
         }
+    }
+}
+
+/// Whether operations that failed explain that the cache was not opened. One read alone does not:
+/// it is tried again, or there is a second copy.
+fn is_explained_by(failing: &Range<u64>, error: &OpenError) -> bool {
+    let for_ever = failing.end == u64::MAX;
+    match error {
+        OpenError::Storage(error) => !failing.is_empty() && (for_ever || error.operation != "read"),
+        OpenError::EndUnreadable(_) | OpenError::DurableDamaged { .. } => for_ever,
+        _ => false,
     }
 }

@@ -61,7 +61,7 @@ pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
     let geometry = Geometry::new(segment_bytes, superblock.segments.get(), no_pool, 1);
     let mut findings = Vec::new();
     let mut scanner = Scanner::new(storage, &superblock, geometry);
-    let (mut found, facts) = scanner.scan()?;
+    let (mut found, facts) = scanner.scan();
     let survey = survey(&mut scanner, &table, &mut found, &facts)?;
     let life_has_records = found.iter().any(|s| s.incarnation == superblock.incarnation.get());
     let mut superblocks =
@@ -71,9 +71,9 @@ pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
     note_losses(&survey, &found, geometry, &mut findings);
     let mut records = RecordCheck::new(&mut scanner, &table, &survey, &facts, &mut findings);
     for segment in &mut found {
-        records.segment(segment)?;
+        records.segment(segment);
     }
-    records.end_of_log(&found)?;
+    records.end_of_log(&found);
     let (log, damaged) = (records.log, records.damaged);
     let exports = exports(&table, &survey, &facts, &damaged);
     Ok(Report {
@@ -241,6 +241,18 @@ fn note_losses(
             problem: format!("records {first} to {last} were durable and cannot be read"),
             meaning: "serve refuses to start; with --accept-loss it goes on without them and \
                       what follows them in their segment, and what they overwrote may show again",
+        });
+    }
+    for &offset in &survey.ends_unreadable {
+        findings.push(Finding {
+            severity: Severity::Damage,
+            structure: "log",
+            offset_bytes: Some(offset),
+            export: None,
+            blocks: None,
+            problem: "the end of the log cannot be read".into(),
+            meaning: "serve refuses to start; with --accept-loss it goes on without what may \
+                      follow there",
         });
     }
 }

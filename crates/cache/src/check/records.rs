@@ -2,7 +2,6 @@
 
 use super::report::{CheckedLog, Finding, Severity};
 use crate::engine::Survey;
-use crate::error::OpenError;
 use crate::format::{
     Entry, ExportTable, Footer, RecordHeader, SUMMARY_OFFSET, SummaryReader, SummaryRecord,
     checksum, incarnation_nonce, is_zero,
@@ -117,20 +116,20 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
     }
 
     /// Checks one segment.
-    pub fn segment(&mut self, segment: &mut FoundSegment) -> Result<(), OpenError> {
+    pub fn segment(&mut self, segment: &mut FoundSegment) {
         let Some(accepted) = segment.accepted.clone() else {
             self.log.segments_left += 1;
-            return Ok(());
+            return;
         };
         self.log.segments_used += 1;
-        let footer = self.scanner.read_footer(segment.segment_use)?;
+        let footer = self.scanner.read_footer(segment.segment_use);
         if segment.walked.is_some() {
             self.log.segments_walked += 1;
             self.missing_footer(segment, &footer);
         } else {
             self.footer_padding(segment.segment_use, &footer);
         }
-        let summary = self.scanner.summary(segment)?;
+        let summary = self.scanner.summary(segment);
         let end_blocks = end_of_records(&summary);
         let mut reader = SummaryReader::new(&summary);
         let mut chunk = 0..0;
@@ -146,7 +145,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
                 let last = end_blocks.min(at + CHUNK_BLOCKS);
                 self.chunk.resize((last - at) as usize * BLOCK_BYTES, 0);
                 let offset = self.offset(segment.segment_use, at);
-                self.scanner.storage.read_at(offset, &mut self.chunk)?;
+                self.scanner.read_at(offset, &mut self.chunk);
                 chunk = at..last;
             }
             let start = (at - chunk.start) as usize * BLOCK_BYTES;
@@ -155,7 +154,6 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             self.record(segment, record, entries, sums, &chunk_bytes[start..start + length]);
             self.chunk = chunk_bytes;
         }
-        Ok(())
     }
 
     /// A segment that was walked has no footer that is intact and of this use. That may be so for
@@ -166,14 +164,21 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
         let newest = self.survey.next_use.saturating_sub(1);
         let may_lack = segment.incarnation == self.facts.incarnation()
             && segment.segment_use + SEGMENTS_WITHOUT_FOOTER_MAX as u64 >= newest;
-        let resembles = segment.has_footer()
+        let blocks = (0..footer.len() as u64).step_by(BLOCK_BYTES);
+        let is_unreadable = blocks.clone().any(|at| self.scanner.is_unreadable(offset + at));
+        let resembles = is_unreadable
+            || segment.has_footer()
             || Footer::resembles(footer, &superblock.cache_uuid, segment.segment_use);
         let severity = match (may_lack, resembles) {
             (false, _) => Severity::Damage,
             (true, true) => Severity::Note,
             (true, false) => return,
         };
-        let problem = if resembles { "its footer is damaged" } else { "its footer is not there" };
+        let problem = match (is_unreadable, resembles) {
+            (true, _) => "its footer cannot be read",
+            (false, true) => "its footer is damaged",
+            (false, false) => "its footer is not there",
+        };
         let problem = format!("segment use {}: {problem}", segment.segment_use);
         let meaning =
             "the record headers are good: nothing is lost, and the next start writes it anew";
@@ -209,14 +214,22 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             .is_some_and(|header| header.checksum() == record.header_checksum.get());
         if !is_same {
             let offset = self.offset(segment.segment_use, at);
-            let problem = format!("record {sequence} is not the one that the footer names");
+            let problem = if self.scanner.is_unreadable(offset) {
+                format!("record {sequence} cannot be read")
+            } else {
+                format!("record {sequence} is not the one that the footer names")
+            };
             let meaning = "the footer's copy is good: nothing is lost";
             self.find(Severity::Damage, "record header", offset, problem, meaning);
         }
         self.log.payload_blocks += sums.len() as u64;
+        let first = self.offset(segment.segment_use, at + 1);
+        let unreadable: Vec<bool> = (0..sums.len() as u64)
+            .map(|index| self.scanner.is_unreadable(first + index * BLOCK_BYTES as u64))
+            .collect();
         let bad = |index: usize| {
             let start = index * BLOCK_BYTES;
-            sums[index].get() != checksum(&payload[start..start + BLOCK_BYTES])
+            unreadable[index] || sums[index].get() != checksum(&payload[start..start + BLOCK_BYTES])
         };
         if !(0..sums.len()).any(bad) {
             return;
@@ -252,6 +265,11 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
         }
         let offset = self.scanner.geometry.device_offset(address);
         let meaning = fate.meaning();
+        let problem = if self.scanner.is_unreadable(offset) {
+            "it cannot be read"
+        } else {
+            "the checksum is wrong"
+        };
         if let Some(last) = self.findings.last_mut()
             && last.structure == "payload"
             && (last.meaning, &last.export) == (meaning, &export)
@@ -268,7 +286,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             offset_bytes: Some(offset),
             export,
             blocks: Some((block, 1)),
-            problem: format!("record {sequence}: the checksum is wrong"),
+            problem: format!("record {sequence}: {problem}"),
             meaning,
         });
     }
@@ -297,7 +315,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
 
     /// Looks at where the next record would be: at the end of what was accepted, and at the start
     /// of the next segment.
-    pub fn end_of_log(&mut self, found: &[FoundSegment]) -> Result<(), OpenError> {
+    pub fn end_of_log(&mut self, found: &[FoundSegment]) {
         let geometry = self.scanner.geometry;
         let last = found.iter().rev().find(|segment| segment.accepted.is_some());
         let mut places = vec![geometry.address(self.survey.next_use, 0)];
@@ -315,26 +333,21 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
                 continue;
             }
             let mut block = vec![0; BLOCK_BYTES];
-            self.scanner.storage.read_at(offset, &mut block)?;
-            let segment_use = geometry.segment_use(address);
-            self.end_block(segment_use, at, offset, &block)?;
+            self.scanner.read_at(offset, &mut block);
+            self.end_block(geometry.segment_use(address), at, offset, &block);
         }
-        Ok(())
     }
 
-    fn end_block(
-        &mut self,
-        segment_use: u64,
-        at: u32,
-        offset: u64,
-        block: &[u8],
-    ) -> Result<(), OpenError> {
+    fn end_block(&mut self, segment_use: u64, at: u32, offset: u64, block: &[u8]) {
         let superblock = self.scanner.superblock;
         let segment = segment_use % self.scanner.geometry.segments;
         if let Some(header) = self.scanner.header_in(segment, at, block).cloned() {
             let is_next = header.incarnation.get() == self.facts.incarnation()
                 && header.segment_use.get() == segment_use;
-            return if is_next { self.unwritten_payload(&header, offset) } else { Ok(()) };
+            if is_next {
+                self.unwritten_payload(&header, offset);
+            }
+            return;
         }
         let incarnation = self.facts.incarnation();
         let nonce = incarnation_nonce(&superblock.secret, incarnation);
@@ -342,21 +355,22 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             let problem = "a record header was not written whole".into();
             self.find(Severity::Note, "record header", offset, problem, END_OF_LOG);
         }
-        Ok(())
     }
 
     /// Names the first block of a record at the end that is not what its header says.
-    fn unwritten_payload(&mut self, header: &RecordHeader, offset: u64) -> Result<(), OpenError> {
+    fn unwritten_payload(&mut self, header: &RecordHeader, offset: u64) {
         let sums = header.payload_checksums();
         let mut payload = vec![0; sums.len() * BLOCK_BYTES];
-        self.scanner.storage.read_at(offset + BLOCK_BYTES as u64, &mut payload)?;
+        self.scanner.read_at(offset + BLOCK_BYTES as u64, &mut payload);
         let mut blocks = sums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
         let Some(bad) = blocks.position(|(sum, block)| sum.get() != checksum(block)) else {
-            return Ok(());
+            return;
         };
         let problem = format!("record {} was not written whole", header.sequence);
         let offset = offset + (1 + bad as u64) * BLOCK_BYTES as u64;
-        self.find(Severity::Note, "payload", offset, problem, END_OF_LOG);
-        Ok(())
+        if !self.scanner.is_unreadable(offset) {
+            // Else it was named as what it is.
+            self.find(Severity::Note, "payload", offset, problem, END_OF_LOG);
+        }
     }
 }

@@ -31,7 +31,7 @@ use crate::limits::{
 use crate::policy::Admission;
 use crate::quota::Quota;
 use crate::reserve::{Reserve, ReservePlan};
-use crate::scan::{FoundSegment, LogFacts, Scanner};
+use crate::scan::{FoundSegment, LogFacts, PayloadState, Scanner};
 use crate::storage::Storage;
 use crate::tier::MemoryTier;
 use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Now, Sequence};
@@ -88,6 +88,10 @@ struct Rebuild {
     has_entries: u64,
     /// Ranges of sequences that were durable and are not there.
     losses: Vec<(u64, u64)>,
+    /// Where the log may go on and cannot be read.
+    ends_unreadable: Vec<u64>,
+    /// Whether a record was found that was not written whole: it ends the log.
+    is_torn: bool,
     carried: Vec<Carried>,
 }
 
@@ -107,6 +111,8 @@ pub(crate) struct Survey {
     pub next_use: u64,
     /// Ranges of sequences that were durable and are not there: a start would be refused.
     pub losses: Vec<(u64, u64)>,
+    /// Where the log may go on and cannot be read: a start would be refused for that, too.
+    pub ends_unreadable: Vec<u64>,
 }
 
 /// Decides what of a scanned log counts, as a start that accepts loss would. Each segment is told
@@ -145,6 +151,7 @@ pub(crate) fn survey(
         end: rebuild.end,
         next_use: rebuild.next_use,
         losses: rebuild.losses,
+        ends_unreadable: rebuild.ends_unreadable,
     })
 }
 
@@ -179,7 +186,7 @@ impl Engine {
             Geometry::new(segment_bytes, superblock.segments.get(), plan.log, pool_segments);
         let mut rebuild = Rebuild::new(&superblock, &mut table, geometry, options, &config)?;
         let mut scanner = Scanner::new(storage, &superblock, geometry);
-        let (mut found, facts) = scanner.scan()?;
+        let (mut found, facts) = scanner.scan();
         rebuild.seed(&facts);
         rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
         rebuild.refuse_dirty_read_only()?;
@@ -252,6 +259,8 @@ impl Rebuild {
             void_before: table.exports.each_ref().map(|record| record.void_before.get()),
             has_entries: 0,
             losses: Vec::new(),
+            ends_unreadable: Vec::new(),
+            is_torn: false,
             carried: Vec::new(),
         })
     }
@@ -287,7 +296,7 @@ impl Rebuild {
             segment.walked = None;
         }
         for batch in counting.chunks_mut(scanner.summaries_at_once()) {
-            let summaries = scanner.summaries(batch)?;
+            let summaries = scanner.summaries(batch);
             for (segment, summary) in batch.iter_mut().zip(summaries) {
                 let last = self.replay_segment(scanner, segment, &summary, facts, accept_loss)?;
                 if let Some(walked) = &mut segment.walked {
@@ -303,6 +312,52 @@ impl Rebuild {
         if self.oldest_use.is_none() {
             self.next_use = max_use.map_or(0, |newest| newest + 1);
         }
+        self.judge_end(scanner, found, facts, accept_loss)
+    }
+
+    /// Where the next record would be must have been read: else nobody knows whether the log ends
+    /// there, and the last records that were flushed are known to no later one (rule 4).
+    fn judge_end(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        found: &[FoundSegment],
+        facts: &LogFacts,
+        accept_loss: bool,
+    ) -> Result<(), OpenError> {
+        if self.is_torn {
+            return Ok(());
+        }
+        let geometry = self.geometry;
+        let last = found.iter().rev().find(|segment| segment.accepted.is_some());
+        let may_go_on = |segment: &&FoundSegment| {
+            let in_segment = self.end.0 - geometry.address(segment.segment_use, 0).0;
+            segment.walked.is_some()
+                && segment.incarnation == facts.incarnation()
+                && in_segment < u64::from(geometry.payload_blocks)
+        };
+        let end = last.filter(may_go_on).map(|_| self.end);
+        let next = geometry.address(self.next_use, 0);
+        for address in end.into_iter().chain([next]) {
+            let offset = geometry.device_offset(address);
+            if scanner.is_unreadable(offset) {
+                self.miss_end(scanner, offset, accept_loss)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Notes that the log may go on where it cannot be read, or refuses to go on without that.
+    fn miss_end(
+        &mut self,
+        scanner: &mut Scanner<'_>,
+        offset: u64,
+        accept_loss: bool,
+    ) -> Result<(), OpenError> {
+        if !accept_loss {
+            let error = scanner.take_error(offset).expect("it could not be read");
+            return Err(OpenError::EndUnreadable(error));
+        }
+        self.ends_unreadable.push(offset);
         Ok(())
     }
 
@@ -389,11 +444,18 @@ impl Rebuild {
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());
-            if sequence > facts.durable
-                && !canary::breaks(4)
-                && !scanner.payload_is_intact(segment_use, offset, sums)?
-            {
-                break;
+            if sequence > facts.durable && !canary::breaks(4) {
+                match scanner.payload_state(segment_use, offset, sums) {
+                    PayloadState::Intact => {}
+                    PayloadState::Damaged => {
+                        self.is_torn = true;
+                        break;
+                    }
+                    PayloadState::Unreadable(at) => {
+                        self.miss_end(scanner, at, accept_loss)?;
+                        break;
+                    }
+                }
             }
             if !is_first {
                 for (slot, epoch) in epochs.iter_mut().enumerate() {

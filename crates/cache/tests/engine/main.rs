@@ -11,5 +11,6 @@ mod opening;
 mod pieces;
 mod room;
 mod tier;
+mod unreadable;
 mod writing;
 mod zeroes;
