@@ -126,7 +126,7 @@ export type NativeEvent =
   | { readonly type: 'controlDone'; readonly token: number; readonly error: string | null }
   /**
    * Something an operator should know: `latched`, `origin_down`, `origin_up`, `checksum_mismatch`,
-   * `destage_damaged`.
+   * `destage_damaged`, `segment_damaged`.
    */
   | {
       readonly type: 'notice';

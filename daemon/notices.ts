@@ -18,6 +18,10 @@ const KNOWN: Readonly<Record<string, readonly [Level, string]>> = {
   origin_up: ['info', 'an origin answers again'],
   checksum_mismatch: ['error', 'a block on the cache device is damaged'],
   destage_damaged: ['error', 'destaging stands still before damaged data'],
+  segment_damaged: [
+    'error',
+    'the cache device cannot say what its oldest segment holds: its room is not used again',
+  ],
 };
 
 /** Makes the function that logs notices, each once. */

@@ -288,6 +288,13 @@ const DEVICE_METRICS: readonly MetricDefinition[] = [
     samples: engineSample('deviceFlushes'),
   },
   {
+    name: 'ringfence_segment_read_errors_total',
+    help: 'Times that neither the footer nor all record headers of a segment could be read.',
+    type: 'counter',
+    labels: [],
+    samples: engineSample('summaryErrors'),
+  },
+  {
     name: 'ringfence_device_latched',
     help: '1 after the cache device failed a write or a flush, until a restart; otherwise 0.',
     type: 'gauge',

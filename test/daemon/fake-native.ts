@@ -20,6 +20,7 @@ export const LAYOUT: CounterLayout = {
     'segmentsFree',
     'segmentsUsed',
     'segmentsReclaiming',
+    'summaryErrors',
     'latched',
     'leavesUsed',
     'leavesTotal',

@@ -63,6 +63,8 @@ counters! {
         FetchWaits = "fetchWaits",
         /// Writes that had to wait for room in the log.
         LogWaits = "logWaits",
+        /// Times that neither the footer of a segment nor all of its headers could be had.
+        SummaryErrors = "summaryErrors",
         /// 1 after a failed write or flush of the cache device.
         Latched = "latched",
         /// Leaves of the index in use.

@@ -346,7 +346,11 @@ fn tell(notice: Notice) -> RuntimeEvent {
             ("checksum_mismatch", Some(export), format!("{kind} block {block}"))
         }
         Notice::DestageDamaged { export, block } => {
-            ("destage_damaged", Some(export), format!("block {block}"))
+            let what = block.map_or("a segment".into(), |block| format!("block {block}"));
+            ("destage_damaged", Some(export), what)
+        }
+        Notice::SegmentDamaged { segment_use } => {
+            ("segment_damaged", None, format!("segment use {segment_use}"))
         }
     };
     RuntimeEvent::Notice { notice, slot: slot.map(|slot| slot.0), detail }

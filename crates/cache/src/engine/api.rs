@@ -315,7 +315,12 @@ pub enum Notice {
     DestageDamaged {
         /// Whose data.
         export: ExportSlot,
-        /// Which block of the export, in 4 KiB units.
-        block: u64,
+        /// Which block of the export, in 4 KiB units; `None` where nobody knows.
+        block: Option<u64>,
+    },
+    /// Neither the footer nor all headers of the oldest segment can be had: it is not reclaimed.
+    SegmentDamaged {
+        /// Which use of which segment.
+        segment_use: u64,
     },
 }

@@ -226,6 +226,11 @@ impl Log {
         }
     }
 
+    /// The cache, and the secret that its nonces come from.
+    pub fn names(&self) -> (&Uuid, &Uuid) {
+        (&self.identity.cache_uuid, &self.identity.secret)
+    }
+
     /// Segments that hold nothing that counts.
     pub fn segments_free(&self) -> u64 {
         self.geometry.segments - (self.next_use - self.oldest_use)

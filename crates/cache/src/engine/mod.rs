@@ -24,6 +24,7 @@ mod read;
 mod reclaim;
 mod recovery;
 mod step;
+mod summary;
 mod superblock;
 mod tables;
 mod tier;

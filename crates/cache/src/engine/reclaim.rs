@@ -9,20 +9,18 @@
 //! `carry`). The order is rule 26: re-append, flush, a record with the new tail, flush, no pins,
 //! reuse.
 
-use super::api::IoError;
+use super::api::{Effect, IoError, Notice};
 use super::log::Privilege;
+use super::summary::{Loaded, SUMMARY_RETRY_NS, SummaryLoad};
 use super::tables::IoOwner;
 use super::{Engine, blocks_of};
 use crate::canary;
 use crate::counters::Counter;
-use crate::format::{
-    Entry, EntryFlags, EntryKind, Footer, SUMMARY_OFFSET, SummaryReader, SummaryRecord,
-};
+use crate::format::{Entry, EntryFlags, EntryKind, SUMMARY_OFFSET, SummaryReader, SummaryRecord};
 use crate::geometry::LogAddress;
 use crate::index::{IndexEntry, Place};
-use crate::limits::{BLOCK_BYTES_U32, RECLAIM_BYTES, SEGMENTS_RESERVED};
+use crate::limits::{RECLAIM_BYTES, SEGMENTS_RESERVED};
 use crate::units::{BLOCK_BYTES, Buffer, ExportSlot, Sequence};
-use zerocopy::FromBytes;
 
 /// Blocks that are copied forward at a time.
 pub(super) const BATCH_BLOCKS: usize = RECLAIM_BYTES as usize / BLOCK_BYTES;
@@ -62,6 +60,9 @@ pub struct Reclaim {
     phase: Phase,
     segment_use: u64,
     summary_bytes: u32,
+    loading: Option<SummaryLoad>,
+    /// What the segment holds could not be told: when that is tried again.
+    retry_at_ns: Option<u64>,
     at: usize,
     pub(super) entry: usize,
     pub(super) block: u64,
@@ -88,6 +89,8 @@ impl Reclaim {
             phase: Phase::Idle,
             segment_use: 0,
             summary_bytes: 0,
+            loading: None,
+            retry_at_ns: None,
             at: 0,
             entry: 0,
             block: 0,
@@ -114,7 +117,7 @@ impl Reclaim {
 
     /// When the next turn is due even if nothing happens.
     pub fn deadline_ns(&self, now_ns: u64) -> Option<u64> {
-        self.goes_on.then_some(now_ns)
+        self.goes_on.then_some(now_ns).or(self.retry_at_ns)
     }
 
     /// Whether it waits for an export's dirty data to reach the origin.
@@ -160,6 +163,10 @@ impl Engine {
 
     fn start_reclaim(&mut self) {
         let segment_use = self.log.oldest_use;
+        if self.reclaim.retry_at_ns.is_some_and(|at| self.now.monotonic_ns < at) {
+            return;
+        }
+        self.reclaim.retry_at_ns = None;
         if self.log.segments_free() >= self.segments_free_wanted()
             || segment_use >= self.log.open_use()
             || !self.log.has_footer(segment_use)
@@ -187,10 +194,10 @@ impl Engine {
             self.reclaim.phase = Phase::Scanning;
             return;
         }
-        let bytes = (SUMMARY_OFFSET as u32 + info.summary_bytes).next_multiple_of(BLOCK_BYTES_U32);
-        let address = geometry.address(segment_use, geometry.payload_blocks);
         self.reclaim.phase = Phase::Loading;
-        self.device_read(IoOwner::ReclaimSummary, address, room.part(0, bytes));
+        let frame = blocks_of(self.reclaim_staging(), 0, 1);
+        let load = self.load_summary(IoOwner::ReclaimSummary, segment_use, room, frame);
+        self.reclaim.loading = Some(load);
     }
 
     fn reclaim_summary_room(&self) -> Buffer {
@@ -203,30 +210,19 @@ impl Engine {
         Buffer { offset: room.offset + u64::from(room.length), length: RECLAIM_BYTES }
     }
 
-    /// Checks a footer that was read into `room` and returns the length of its summary.
-    pub(super) fn checked_summary(&self, room: Buffer, segment_use: u64) -> Option<u32> {
-        let geometry = self.log.geometry;
-        let bytes = self.reserve.bytes(room);
-        let footer = Footer::read_from_prefix(bytes).ok()?.0;
-        let length = footer.summary_bytes.get();
-        let expected = self.log.segments[geometry.segment(segment_use)].summary_bytes;
-        if footer.segment_use.get() != segment_use || length != expected {
-            return None;
-        }
-        let summary = &bytes[SUMMARY_OFFSET..SUMMARY_OFFSET + length as usize];
-        footer.check_summary(summary, geometry.payload_blocks).ok()?;
-        Some(length)
-    }
-
     pub(super) fn reclaim_summary_done(&mut self, result: Result<(), IoError>) {
-        let segment_use = self.reclaim.segment_use;
-        self.unpin(self.log.geometry.address(segment_use, 0));
-        let checked = self.checked_summary(self.reclaim_summary_room(), segment_use);
-        match (result, checked) {
-            (Ok(()), Some(_)) => self.reclaim.phase = Phase::Scanning,
-            // Nobody knows what the segment holds any more: nothing may be reused (rule 4).
-            (Ok(()), None) => self.latch(IoError::Failed { errno: 5 }),
-            (Err(error), _) => self.latch(error),
+        let mut load = self.reclaim.loading.take().expect("a summary is being loaded");
+        match self.summary_piece_done(&mut load, result) {
+            Loaded::Whole(_) => self.reclaim.phase = Phase::Scanning,
+            Loaded::Reading => self.reclaim.loading = Some(load),
+            Loaded::Failed => {
+                // Nobody knows what the segment holds: it is not reused (rule 4). It may be
+                // readable later, and until the log is full nobody else needs it.
+                self.reclaim.phase = Phase::Idle;
+                self.reclaim.retry_at_ns = Some(self.now.monotonic_ns + SUMMARY_RETRY_NS);
+                let segment_use = load.segment_use;
+                self.emit(Effect::Notice(Notice::SegmentDamaged { segment_use }));
+            }
         }
     }
 

@@ -248,13 +248,15 @@ impl Engine {
     /// When [`Event::EndOfTurn`] is due even if nothing happens, in `monotonic_ns`.
     #[must_use]
     pub fn deadline_ns(&self) -> Option<u64> {
+        let reclaims = !self.latched && !self.stopping;
+        let reclaim = self.reclaim.deadline_ns(self.now.monotonic_ns).filter(|_| reclaims);
         [
             self.log.deadline_ns().filter(|_| !self.latched),
             self.fetch_deadline_ns(),
             self.room_deadline_ns(),
             self.destage_deadline_ns(),
             self.destage_late_ns(),
-            self.reclaim.deadline_ns(self.now.monotonic_ns).filter(|_| !self.latched),
+            reclaim,
         ]
         .into_iter()
         .flatten()

@@ -100,6 +100,8 @@ pub struct Faults {
     pub unreadable: Vec<usize>,
     /// So many reads of the cache device come back with a wrong bit.
     pub rot_reads: u32,
+    /// So many reads of the cache device fail.
+    pub failing_reads: u32,
 }
 
 /// A read's end.
@@ -359,7 +361,9 @@ impl Bench {
         let engine = self.engine.as_mut().expect("open");
         let bytes = engine.reserve().bytes_mut(buffer);
         let range = offset..offset + bytes.len();
-        if self.faults.unreadable.iter().any(|at| range.contains(at)) {
+        let fails = self.faults.failing_reads > 0;
+        self.faults.failing_reads -= u32::from(fails);
+        if fails || self.faults.unreadable.iter().any(|at| range.contains(at)) {
             bytes.fill(0xdd);
             return Err(EIO);
         }

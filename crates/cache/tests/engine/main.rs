@@ -10,6 +10,7 @@ mod lost_writes;
 mod opening;
 mod pieces;
 mod room;
+mod summaries;
 mod tier;
 mod unreadable;
 mod writing;

@@ -16,7 +16,7 @@ use crate::units::{BLOCK_BYTES_U64, ExportSlot, Sequence};
 /// There is no room now for what has to be said first.
 const EAGAIN: i32 = 11;
 /// How often what the device could not read is tried again.
-const DAMAGE_RETRY_NS: u64 = 5_000_000_000;
+pub(super) const DAMAGE_RETRY_NS: u64 = 5_000_000_000;
 
 impl Engine {
     /// Brings the batch's payload into staging, sorted by block.
@@ -159,7 +159,6 @@ impl Engine {
         let is_news = !std::mem::replace(&mut export.damaged, true) || up_to > export.damaged_up_to;
         export.damaged_up_to = export.damaged_up_to.max(up_to);
         if is_news {
-            let block = block.unwrap_or(u64::MAX);
             self.emit(Effect::Notice(Notice::DestageDamaged { export: slot, block }));
         }
         self.release_destager(index);

@@ -26,6 +26,7 @@ use super::Engine;
 use super::api::{Effect, IoError};
 use super::carried::CarriedKey;
 use super::exports::{Cursor, DirtyAccount};
+use super::summary::SummaryLoad;
 use super::tables::IoOwner;
 use crate::canary;
 use crate::config::Order;
@@ -122,7 +123,7 @@ pub struct Destager {
     passed: DirtyAccount,
     /// The segment whose summary is loaded, and its length.
     summary: Option<(u64, u32)>,
-    loading: u64,
+    loading: Option<SummaryLoad>,
     plan: Vec<PlanItem>,
     /// The most items of a plan.
     batch_blocks: usize,
@@ -162,7 +163,7 @@ impl Destager {
             },
             passed: DirtyAccount::default(),
             summary: None,
-            loading: 0,
+            loading: None,
             plan: Vec::with_capacity(batch_blocks),
             batch_blocks,
             zero: None,

@@ -1,18 +1,19 @@
 //! Planning: which blocks of the log go to the origin next.
 
+use super::batch::DAMAGE_RETRY_NS;
 use super::{Destager, Done, Phase, PlanItem, Position, ZeroItem};
 use crate::canary;
 use crate::config::{Mode, Order};
-use crate::engine::Engine;
 use crate::engine::api::IoError;
 use crate::engine::carried::{Carried, CarriedKey};
 use crate::engine::exports::{Cursor, Export};
 use crate::engine::log::Log;
+use crate::engine::summary::Loaded;
 use crate::engine::tables::IoOwner;
+use crate::engine::{Engine, blocks_of};
 use crate::format::{Entry, EntryFlags, EntryKind, SUMMARY_OFFSET, SummaryReader, SummaryRecord};
 use crate::geometry::LogAddress;
 use crate::index::{Index, Place};
-use crate::limits::BLOCK_BYTES_U32;
 use crate::units::{Buffer, Sequence};
 
 impl Destager {
@@ -179,7 +180,7 @@ impl Engine {
         }
         let Some(buffer) = self.destage_summary(index, segment_use) else {
             if self.destagers[index].plan.is_empty() {
-                self.load_summary(index, segment_use);
+                self.load_destage_summary(index, segment_use);
             }
             return false;
         };
@@ -224,19 +225,17 @@ impl Engine {
         finished && destager.zero.is_none()
     }
 
-    pub(super) fn load_summary(&mut self, index: usize, segment_use: u64) {
+    fn load_destage_summary(&mut self, index: usize, segment_use: u64) {
         if self.ios.free() == 0 {
             return;
         }
-        let geometry = self.log.geometry;
-        let info = self.log.segments[geometry.segment(segment_use)];
-        let bytes = (SUMMARY_OFFSET as u32 + info.summary_bytes).next_multiple_of(BLOCK_BYTES_U32);
-        let buffer = self.summary_room(index).part(0, bytes);
-        let address = geometry.address(segment_use, geometry.payload_blocks);
-        self.destagers[index].loading = segment_use;
         self.destagers[index].summary = None;
         self.destagers[index].phase = Phase::LoadingSummary;
-        self.device_read(IoOwner::DestageSummary { destager: index as u8 }, address, buffer);
+        let owner = IoOwner::DestageSummary { destager: index as u8 };
+        // Nothing is planned now, so nothing is staged.
+        let (room, frame) = (self.summary_room(index), blocks_of(self.staging(index), 0, 1));
+        let load = self.load_summary(owner, segment_use, room, frame);
+        self.destagers[index].loading = Some(load);
     }
 
     pub(in crate::engine) fn destage_summary_done(
@@ -245,17 +244,22 @@ impl Engine {
         result: Result<(), IoError>,
     ) {
         let index = usize::from(destager);
-        let segment_use = self.destagers[index].loading;
-        self.unpin(self.log.geometry.address(segment_use, 0));
-        let length = self.checked_summary(self.summary_room(index), segment_use);
-        match (result, length) {
-            (Ok(()), Some(length)) => {
-                self.destagers[index].summary = Some((segment_use, length));
+        let mut load = self.destagers[index].loading.take().expect("a summary is being loaded");
+        match self.summary_piece_done(&mut load, result) {
+            Loaded::Whole(length) => {
+                self.destagers[index].summary = Some((load.segment_use, length));
                 self.destagers[index].phase = Phase::Planning;
             }
-            // Without its summary nobody knows what the segment holds for the origin.
-            (Ok(()), None) => self.stop_damaged(index, None, Sequence(0)),
-            (Err(error), _) => self.fail_destage(index, error, false),
+            Loaded::Reading => self.destagers[index].loading = Some(load),
+            Loaded::Failed => {
+                // Without its summary nobody knows what the segment holds for the origin. It may
+                // be readable later.
+                let slot = self.destagers[index].export;
+                let export = self.exports.get_mut(slot);
+                export.tries_again = true;
+                export.damage_retry_at_ns = self.now.monotonic_ns + DAMAGE_RETRY_NS;
+                self.stop_damaged(index, None, Sequence(0));
+            }
         }
     }
 }
