@@ -251,7 +251,7 @@ impl<C: Core> Life<C> {
             world.tally.faults.count(FaultKind::Flood);
         }
         if world.random.chance(faults.disconnect) {
-            self.disconnect_client(world, client);
+            self.disconnect_client(world, client)?;
         }
         let pause_ns = world.random.magnitude(100, world.scenario.mix.pause_ns_max);
         self.plan_at(world.now_ns + pause_ns, Happening::ClientWakes(client));

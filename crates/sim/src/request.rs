@@ -30,6 +30,8 @@ pub(crate) struct PendingRequest {
     consumed: bool,
     /// Who waits for the answer, if it is one of the world's clients.
     client: Option<u32>,
+    /// Whether its client went away and left a change behind.
+    abandoned: bool,
     /// Whether a read takes parts of its answer.
     in_pieces: bool,
     /// The parts told of so far, and what the buffer held then.
@@ -39,8 +41,9 @@ pub(crate) struct PendingRequest {
 
 impl PendingRequest {
     fn new(wish: Wish, purpose: Purpose, buffer: Buffer, in_pieces: bool) -> Self {
-        let (consumed, client, told, submitted_ns) = (false, None, Vec::new(), 0);
-        Self { wish, purpose, buffer, consumed, client, in_pieces, told, submitted_ns }
+        let (consumed, client, abandoned) = (false, None, false);
+        let (told, submitted_ns) = (Vec::new(), 0);
+        Self { wish, purpose, buffer, consumed, client, abandoned, in_pieces, told, submitted_ns }
     }
 
     /// Whether a block of a read was told to be unreadable.
@@ -132,25 +135,38 @@ impl<C: Core> Life<C> {
     }
 
     /// A client goes away: nobody hears the answers to what it has in flight, nobody sees what it
-    /// read, and whether its changes have taken effect is for others to find out.
-    pub(crate) fn disconnect_client(&mut self, world: &mut World, client: u32) {
-        let mut unheard = 0;
-        for request in self.requests.iter_mut().flatten() {
-            if request.client != Some(client) {
+    /// read, and whether its changes have taken effect is for others to find out. What has not by
+    /// then never does.
+    pub(crate) fn disconnect_client(
+        &mut self,
+        world: &mut World,
+        client: u32,
+    ) -> Result<(), Violation> {
+        let mut unheard = Vec::new();
+        for (request, ticket) in self.requests.iter_mut().zip(0..) {
+            let Some(request) = request.as_mut().filter(|request| request.client == Some(client))
+            else {
                 continue;
+            };
+            match request.purpose {
+                Purpose::Read(token) => world.checker.fail_read(token),
+                Purpose::Change(id) => world.checker.history.abandon(id),
+                Purpose::Verify | Purpose::Flush(_) | Purpose::Nothing => {}
             }
-            if let Purpose::Read(token) = request.purpose {
-                world.checker.fail_read(token);
-            }
+            request.abandoned = !matches!(request.wish.kind, WishKind::Read | WishKind::Flush);
             (request.purpose, request.client) = (Purpose::Nothing, None);
-            unheard += 1;
+            unheard.push(Ticket(ticket));
         }
-        if unheard > 0 {
+        if !unheard.is_empty() {
             world.tally.faults.count(FaultKind::Disconnect);
-            world.trace.line(world.now_ns, || {
-                format!("client {client} goes away with {unheard} requests in flight")
-            });
+            world
+                .trace
+                .line(world.now_ns, || format!("client {client} goes away, {unheard:?} in flight"));
         }
+        for ticket in unheard {
+            self.step(world, Event::Abandon { ticket })?;
+        }
+        Ok(())
     }
 
     fn request_buffer(&mut self, world: &mut World, ticket: u32, wish: &Wish) -> Buffer {
@@ -443,6 +459,9 @@ impl<C: Core> Life<C> {
         }
         if !request.told.is_empty() {
             self.judge_parts(world, request)?;
+        }
+        if request.abandoned && error == RequestError::Io {
+            return Ok(());
         }
         world.tally.errors += 1;
         let Wish { export, kind, offset, length } = request.wish;

@@ -70,6 +70,18 @@ impl Tickets {
         self.steps.len() - self.free.len()
     }
 
+    /// All of them, free or not.
+    pub fn all(&self) -> impl Iterator<Item = Ticket> + use<> {
+        (0..self.steps.len() as u32).map(Ticket)
+    }
+
+    /// Whether a ticket is in flight for a connection.
+    #[must_use]
+    pub fn is_of(&self, ticket: Ticket, connection: u16) -> bool {
+        let step = &self.steps[ticket.0 as usize];
+        step.as_ref().is_some_and(|step| step.connection == connection)
+    }
+
     /// Takes a ticket.
     ///
     /// # Panics

@@ -217,6 +217,40 @@ fn clients_that_die_with_replies_outstanding_leave_nothing_behind() {
 }
 
 #[test]
+fn writes_that_wait_go_with_their_client() {
+    let host = host(Setup { connections_max: 1, ..Setup::default() });
+    let mut victim = host.connect();
+    assert_eq!(victim.write(0, &[1; 4096]), 0);
+    host.switches.hold_writes.store(true, Ordering::SeqCst);
+    for _ in 0..5 {
+        victim.request(WRITE, 0, 4096, &[2; 4096]);
+    }
+    host.until("all of them", |host| host.switches.steps.load(Ordering::SeqCst) == 6);
+    drop(victim);
+    // The only slot is free again, though nothing that was written is taken.
+    let mut next = host.connect();
+    host.switches.hold_writes.store(false, Ordering::SeqCst);
+    assert_eq!(next.write(4096, &[3; 4096]), 0);
+    assert_eq!(next.get(0, 4096), Ok(vec![1; 4096]), "they are not carried out");
+}
+
+#[test]
+fn what_was_asked_for_before_a_goodbye_is_carried_out() {
+    let host = host(Setup::default());
+    let mut client = host.connect();
+    host.switches.hold_writes.store(true, Ordering::SeqCst);
+    client.request(WRITE, 0, 4096, &[8; 4096]);
+    client.request(DISC, 0, 0, &[]);
+    host.until("the write", |host| host.switches.steps.load(Ordering::SeqCst) == 1);
+    drop(client);
+    let mut other = host.connect();
+    assert_eq!(other.get(0, 4096), Ok(vec![0; 4096]));
+    host.switches.hold_writes.store(false, Ordering::SeqCst);
+    host.until("its end", |host| host.reasons().len() == 1);
+    assert_eq!(other.get(0, 4096), Ok(vec![8; 4096]));
+}
+
+#[test]
 fn a_client_that_never_reads_holds_up_nobody() {
     let host = host(Setup::default());
     let mut stalled = host.connect();

@@ -102,6 +102,13 @@ pub enum Control {
 pub enum Event {
     /// A client's step.
     Submit(Request),
+    /// Nobody waits for a request's answer any more: its client is gone, and may have sent it again
+    /// and gone on from there. A change that has not taken effect never will; it ends with an
+    /// error, at once unless blocks are being read for it. Everything else goes on as before.
+    Abandon {
+        /// The request, which has not completed.
+        ticket: Ticket,
+    },
     /// An I/O has really ended, well or not.
     IoDone {
         /// Which.

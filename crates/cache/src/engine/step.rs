@@ -44,6 +44,8 @@ pub struct Op {
     pub sequence: Sequence,
     /// The slot of its merge.
     pub merge: Option<u32>,
+    /// Nobody waits for its answer: it is not to be appended any more.
+    pub abandoned: bool,
 }
 
 impl Op {
@@ -84,6 +86,7 @@ impl Engine {
         self.now = now;
         match event {
             Event::Submit(request) => self.submit(request),
+            Event::Abandon { ticket } => self.abandon(ticket),
             Event::IoDone { io, result } => self.io_done(io, result),
             Event::Control { token, action } => self.start_control(token, action),
             Event::EndOfTurn => self.end_turn(),

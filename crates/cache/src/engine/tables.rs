@@ -289,6 +289,27 @@ impl TicketLinks {
         queue.head = ticket.0;
     }
 
+    /// Takes from anywhere. Whether it was there; a walk along the whole queue if not.
+    pub fn remove(&mut self, queue: &mut TicketQueue, ticket: Ticket) -> bool {
+        let (mut before, mut at) = (NONE, queue.head);
+        while at != ticket.0 {
+            if at == NONE {
+                return false;
+            }
+            (before, at) = (at, self.0[at as usize]);
+        }
+        let behind = self.0[at as usize];
+        if before == NONE {
+            queue.head = behind;
+        } else {
+            self.0[before as usize] = behind;
+        }
+        if queue.tail == at {
+            queue.tail = before;
+        }
+        true
+    }
+
     /// Takes from the front.
     pub fn pop(&mut self, queue: &mut TicketQueue) -> Option<Ticket> {
         let ticket = queue.front()?;

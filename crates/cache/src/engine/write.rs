@@ -77,7 +77,7 @@ impl Engine {
 
     /// Appends a write if it can be, or sees to what it has to wait for.
     pub(super) fn write(&mut self, ticket: Ticket) {
-        if self.latched {
+        if self.latched || self.ops[ticket.0 as usize].abandoned {
             self.release_merge(ticket);
             return self.finish_write(ticket, Err(RequestError::Io));
         }
@@ -164,6 +164,30 @@ impl Engine {
         op.state = OpState::Waiting;
         let slot = op.request().export;
         self.links.push(&mut self.exports.get_mut(slot).room_waiters, ticket);
+    }
+
+    /// Withdraws a change that has not taken effect: its client may have sent it again and been
+    /// answered, and what that client wrote since must not be written over.
+    pub(super) fn abandon(&mut self, ticket: Ticket) {
+        let op = &mut self.ops[ticket.0 as usize];
+        if matches!(op.request().command, Command::Read { .. } | Command::Flush) {
+            return;
+        }
+        match op.state {
+            OpState::Merging => op.abandoned = true,
+            OpState::Waiting => {
+                let export = self.exports.get_mut(op.request().export);
+                let queues = [
+                    &mut export.room_waiters,
+                    &mut export.fetch_waiters,
+                    &mut export.merge_waiters,
+                ];
+                let found = queues.into_iter().any(|queue| self.links.remove(queue, ticket));
+                assert!(found, "a change that waits is in a queue");
+                self.finish_write(ticket, Err(RequestError::Io));
+            }
+            OpState::Free | OpState::Reading | OpState::Appended => {}
+        }
     }
 
     /// Tries the writes that wait for room, the oldest of each export first. Exports take turns,

@@ -102,6 +102,8 @@ pub struct Faults {
     pub rot_reads: u32,
     /// So many reads of the cache device fail.
     pub failing_reads: u32,
+    /// Reads of the cache device do not end before they are released.
+    pub hold_device_reads: bool,
 }
 
 /// A read's end.
@@ -294,6 +296,9 @@ impl Bench {
     fn execute(&mut self, effect: Effect, done: &mut Vec<(IoId, Result<(), IoError>)>) {
         match effect {
             Effect::DeviceRead { io, offset, buffer } => {
+                if self.faults.hold_device_reads {
+                    return self.held.push(effect);
+                }
                 done.push((io, self.device_read(offset as usize, buffer)));
             }
             Effect::DeviceWrite { io, offset, buffer } => {
@@ -490,6 +495,20 @@ impl Bench {
     fn ticket(&mut self) -> Ticket {
         self.next_ticket = (self.next_ticket + 1) % TICKETS;
         Ticket(self.next_ticket)
+    }
+
+    /// One of the reads that the cache device was asked for ends: the oldest is 0.
+    pub fn release_device_read(&mut self, which: usize) {
+        let Effect::DeviceRead { io, offset, buffer } = self.held.remove(which) else {
+            panic!("something else is held");
+        };
+        let result = self.device_read(offset as usize, buffer);
+        self.step(Event::IoDone { io, result });
+    }
+
+    /// The client that sent a request is gone.
+    pub fn abandon(&mut self, ticket: Ticket) {
+        self.step(Event::Abandon { ticket });
     }
 
     pub fn submit(&mut self, export: u8, command: Command, offset: u64, length: u64) -> Ticket {

@@ -1,5 +1,6 @@
 //! The engine over a device and origins in memory, by what a user of it sees.
 
+mod abandoned;
 mod bench;
 mod carrying;
 mod damage;

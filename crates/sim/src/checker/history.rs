@@ -27,6 +27,8 @@ pub struct WriteRecord {
     pub invoked: u64,
     /// The moment by which it had certainly taken effect.
     pub settled: u64,
+    /// The moment after which it does not take effect, if it had not: its client was gone.
+    pub abandoned: u64,
     /// The moment it was answered well.
     pub answered: u64,
     /// The moment its own export's client knew it to be durable: the barrier of promise 4.
@@ -78,6 +80,7 @@ impl History {
             fua: false,
             invoked: 0,
             settled: 0,
+            abandoned: NEVER,
             answered: 0,
             flushed: 0,
             recovered: true,
@@ -158,6 +161,7 @@ impl History {
             fua,
             invoked,
             settled: NEVER,
+            abandoned: NEVER,
             answered: NEVER,
             flushed: NEVER,
             recovered: false,
@@ -185,6 +189,11 @@ impl History {
         } else {
             self.unflushed[export].push(id);
         }
+    }
+
+    /// Records that nobody waits for a write any more: it has taken effect, or never does.
+    pub fn abandon(&mut self, id: u32) {
+        self.writes[id as usize].abandoned = self.moments;
     }
 
     /// Records that a flush, submitted at a moment, was answered well. `export` is the one whose
@@ -286,6 +295,13 @@ impl History {
     pub fn is_before(&self, first: u32, second: u32) -> bool {
         let (one, two) = (self.get(first), self.get(second));
         first != second && (one.settled < two.invoked || one.successors.contains(&second))
+    }
+
+    /// The same of a `first` that took effect at some time.
+    #[must_use]
+    pub fn was_before(&self, first: u32, second: u32) -> bool {
+        let abandoned = self.get(first).abandoned;
+        self.is_before(first, second) || abandoned < self.get(second).invoked
     }
 
     /// A read has shown that `first` took effect before `second`. False when the contrary is

@@ -143,9 +143,9 @@ impl Checker {
         if value == ZEROES {
             // The newest first: if any did not come before, it is that.
             let mut zeroes = self.zero_candidates(export, unit).rev();
-            zeroes.all(|zero| self.history.is_before(zero, id))
+            zeroes.all(|zero| self.history.was_before(zero, id))
         } else {
-            self.history.is_before(value, id)
+            self.history.was_before(value, id)
         }
     }
 }

@@ -382,7 +382,7 @@ impl Core for Toy {
                 self.next.1.push(token);
                 self.begin_job();
             }
-            Event::Control { .. } | Event::EndOfTurn => {}
+            Event::Abandon { .. } | Event::Control { .. } | Event::EndOfTurn => {}
         }
     }
 

@@ -6,6 +6,7 @@ use crate::core::Core;
 use crate::counters::RingCounter;
 use crate::net;
 use crate::shared::{LISTENERS_MAX, RingEvent};
+use ringfence_cache::Event;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 /// How long accepting rests when the process or the system has no descriptors left.
@@ -132,12 +133,31 @@ impl<C: Core> Ring<C> {
         if connection.state == State::Transmission {
             self.shared.counters.disconnected(connection.export);
         }
+        if connection.in_flight > 0 && !connection.leaving {
+            self.abandoning.push(slot);
+        }
         connection.state = State::Closing;
         connection.reason = reason;
         // SAFETY: the descriptor is open. Receives and sends that are in flight end by this; what
         // was sent before still reaches the peer.
         unsafe { libc::shutdown(connection.socket(), libc::SHUT_RDWR) };
         self.touch(slot);
+    }
+
+    /// Tells the engine which requests nobody waits for any more: a write that waits for room would
+    /// keep its connection's slot and window, and might be carried out after its client has sent it
+    /// again. What a client asked for before it said goodbye is carried out.
+    pub(super) fn abandon_requests(&mut self) {
+        while let Some(slot) = self.abandoning.pop() {
+            if self.connections[usize::from(slot)].state != State::Closing {
+                continue;
+            }
+            for ticket in self.tickets.all() {
+                if self.tickets.is_of(ticket, slot) {
+                    self.feed(Event::Abandon { ticket });
+                }
+            }
+        }
     }
 
     /// Closes the socket once neither kernel nor engine has anything of the connection.

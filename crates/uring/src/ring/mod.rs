@@ -93,6 +93,8 @@ pub struct Ring<C> {
     touched: Vec<u16>,
     /// Connections that wait for a ticket.
     starved: Vec<u16>,
+    /// Connections that ended with requests in the engine.
+    abandoning: Vec<u16>,
     /// Connections that are tried directly before the ring sleeps.
     spinning: Vec<u16>,
     spin: Spin,
@@ -129,6 +131,7 @@ impl<C: Core> Ring<C> {
             serving: Vec::with_capacity(count),
             touched: Vec::with_capacity(count),
             starved: Vec::with_capacity(count),
+            abandoning: Vec::with_capacity(count),
             spinning: Vec::with_capacity(count),
             spin: parts.spin,
             handshake_deadline_ns: None,
@@ -159,6 +162,8 @@ impl<C: Core> Ring<C> {
         self.take_commands();
         self.take_completions();
         self.expire_handshakes();
+        // Before a request is taken that may be one of them, sent again.
+        self.abandon_requests();
         self.serve_runnable();
         if self.spin.limit_ns().is_some() {
             // Answers are sent at once: the client can go on while the engine looks around.

@@ -17,7 +17,9 @@ const WAKE_END_NS: u64 = 1_000_000_000;
 impl<C: Core> Ring<C> {
     /// Waits until there is something to do.
     pub(super) fn wait(&mut self) {
-        if !self.runnable.is_empty() || !self.touched.is_empty() || self.commands.has_items() {
+        let has_work =
+            [&self.runnable, &self.touched, &self.abandoning].map(|list| !list.is_empty());
+        if has_work.contains(&true) || self.commands.has_items() {
             self.arm_spinning();
             self.kernel.submit();
             return;

@@ -145,6 +145,15 @@ impl Core for RamDisk {
                     self.execute(request);
                 }
             }
+            Event::Abandon { ticket } => {
+                let held = self.held.iter().position(|request| request.ticket == ticket);
+                if let Some(at) = held {
+                    self.held.remove(at);
+                    let result = Err(RequestError::Io);
+                    self.effects.push_back(Effect::Consumed { ticket });
+                    self.effects.push_back(Effect::Complete { ticket, result });
+                }
+            }
             Event::EndOfTurn => {
                 if !hold {
                     while let Some(request) = self.held.pop_front() {
