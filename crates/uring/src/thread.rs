@@ -27,8 +27,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 
-/// Requests in flight, of all connections together.
-pub const REQUESTS_MAX: u32 = 1024;
+/// Requests in flight, of all connections together: half of them may change data, half may not.
+pub const REQUESTS_MAX: u32 = 2048;
 /// The ring thread's stack; most of it is for what the engine does at its end.
 const STACK_BYTES: usize = 1 << 20;
 /// As much of it as is touched and locked before the first request.

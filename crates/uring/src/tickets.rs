@@ -6,6 +6,7 @@ use ringfence_cache::Ticket;
 use ringfence_cache::quota::Quota;
 use ringfence_cache::units::ExportSlot;
 use ringfence_wire::Cookie;
+use std::ops::Range;
 
 /// What has to be remembered of a step until it completes.
 #[derive(Clone, Copy, Debug)]
@@ -36,38 +37,57 @@ pub struct Step {
     pub started_ns: u64,
 }
 
-/// The table.
-pub struct Tickets {
-    steps: Box<[Option<Step>]>,
+/// Tickets of one kind.
+struct Pool {
     free: Vec<u32>,
     quota: Quota,
 }
 
-/// Tickets that an export can have whatever others do: their clients may all wait for an origin.
+/// The table. Half of it is for what changes data and may wait for room, half for reads and
+/// flushes: writes without room never keep what is cached from being read.
+pub struct Tickets {
+    steps: Box<[Option<Step>]>,
+    reads: Pool,
+    changes: Pool,
+}
+
+/// Tickets of each kind that an export can have whatever others do: their clients may all wait for
+/// an origin.
 const PER_EXPORT: usize = 8;
 
 impl Tickets {
     /// `count` free tickets for so many exports.
     #[must_use]
     pub fn new(count: u32, exports: usize) -> Self {
-        let shared = (count as usize).saturating_sub(PER_EXPORT * exports);
+        let pool = |tickets: Range<u32>| {
+            let shared = tickets.len().saturating_sub(PER_EXPORT * exports);
+            Pool { free: tickets.rev().collect(), quota: Quota::new(PER_EXPORT, shared, exports) }
+        };
         Self {
             steps: (0..count).map(|_| None).collect(),
-            free: (0..count).rev().collect(),
-            quota: Quota::new(PER_EXPORT, shared, exports),
+            reads: pool(0..count / 2),
+            changes: pool(count / 2..count),
         }
     }
 
-    /// Whether one is free for an export.
+    fn pool(&mut self, op: Op) -> &mut Pool {
+        match op {
+            Op::Read | Op::Flush => &mut self.reads,
+            Op::Write | Op::Trim | Op::WriteZeroes => &mut self.changes,
+        }
+    }
+
+    /// Whether one is free for a step of an export.
     #[must_use]
-    pub fn any_free(&self, export: ExportSlot) -> bool {
-        !self.free.is_empty() && self.quota.room(export) > 0
+    pub fn any_free(&mut self, export: ExportSlot, op: Op) -> bool {
+        let pool = self.pool(op);
+        !pool.free.is_empty() && pool.quota.room(export) > 0
     }
 
     /// Tickets that are not free.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.steps.len() - self.free.len()
+        self.steps.len() - self.reads.free.len() - self.changes.free.len()
     }
 
     /// All of them, free or not.
@@ -87,8 +107,9 @@ impl Tickets {
     /// # Panics
     /// When none is free.
     pub fn take(&mut self, step: Step) -> Ticket {
-        let ticket = self.free.pop().expect("a free ticket");
-        self.quota.take(step.export);
+        let pool = self.pool(step.op);
+        let ticket = pool.free.pop().expect("a free ticket");
+        pool.quota.take(step.export);
         self.steps[ticket as usize] = Some(step);
         Ticket(ticket)
     }
@@ -107,8 +128,9 @@ impl Tickets {
     /// When it is free already.
     pub fn give_back(&mut self, ticket: Ticket) -> Step {
         let step = self.steps[ticket.0 as usize].take().expect("a ticket in flight");
-        self.free.push(ticket.0);
-        self.quota.give_back(step.export);
+        let pool = self.pool(step.op);
+        pool.free.push(ticket.0);
+        pool.quota.give_back(step.export);
         step
     }
 }

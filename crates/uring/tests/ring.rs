@@ -423,6 +423,28 @@ fn more_requests_than_tickets_wait_and_are_all_answered() {
 }
 
 #[test]
+fn reads_go_on_beside_as_many_waiting_writes_as_there_can_be() {
+    let host = host(Setup { connections_max: 10, ..Setup::default() });
+    let mut reader = host.connect();
+    host.switches.hold_writes.store(true, Ordering::SeqCst);
+    let mut writers: Vec<_> = (0..9).map(|_| host.connect()).collect();
+    for writer in &mut writers {
+        for _ in 0..127 {
+            writer.request(WRITE, 4096, 512, &[3; 512]);
+        }
+    }
+    host.until("all that are taken", |host| host.switches.steps.load(Ordering::SeqCst) == 1024);
+    let soon = std::time::Duration::from_secs(1);
+    reader.stream.set_read_timeout(Some(soon)).expect("a timeout");
+    assert_eq!(reader.get(0, 4096), Ok(vec![0; 4096]));
+    assert_eq!(reader.plain(FLUSH, 0, 0), 0);
+    host.switches.hold_writes.store(false, Ordering::SeqCst);
+    for writer in &mut writers {
+        (0..127).for_each(|_| assert_eq!(writer.simple_reply().0, 0));
+    }
+}
+
+#[test]
 fn connections_beyond_the_limit_wait_for_their_turn() {
     let host = host(Setup { connections_max: 2, ..Setup::default() });
     let first = host.connect();

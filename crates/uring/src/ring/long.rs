@@ -37,7 +37,7 @@ impl<C: Core> Ring<C> {
             return Some(self.skip_rest(slot));
         }
         let long = *long;
-        if !self.has_room_for_reply(slot) || !self.has_ticket(slot) {
+        if !self.has_room_for_reply(slot) || !self.has_ticket(slot, long.op) {
             return Some(Progress::Blocked);
         }
         Some(match long.op {

@@ -160,10 +160,10 @@ impl<C: Core> Ring<C> {
         connection.in_flight as usize + connection.replies.gathered() + 1 < REPLIES_MAX
     }
 
-    /// Whether a ticket is free. If not, the connection is told when one is.
-    pub(super) fn has_ticket(&mut self, slot: u16) -> bool {
+    /// Whether a ticket is free for a step. If not, the connection is told when one is.
+    pub(super) fn has_ticket(&mut self, slot: u16, op: Op) -> bool {
         let connection = &mut self.connections[usize::from(slot)];
-        if self.tickets.any_free(connection.export) {
+        if self.tickets.any_free(connection.export, op) {
             return true;
         }
         if !std::mem::replace(&mut connection.starved, true) {
@@ -261,7 +261,7 @@ impl<C: Core> Ring<C> {
     }
 
     fn submit_plain(&mut self, slot: u16, step: NewStep, command: Command) -> Progress {
-        if !self.has_ticket(slot) {
+        if !self.has_ticket(slot, step.op) {
             return Progress::Blocked;
         }
         self.connections[usize::from(slot)].window.consume(HEADER_BYTES);
@@ -270,7 +270,7 @@ impl<C: Core> Ring<C> {
     }
 
     fn submit_read(&mut self, slot: u16, mut step: NewStep, whole: bool) -> Progress {
-        if !self.has_ticket(slot) {
+        if !self.has_ticket(slot, step.op) {
             return Progress::Blocked;
         }
         let Some(buffer) = self.grant(slot, &mut step) else { return Progress::Blocked };
@@ -288,7 +288,7 @@ impl<C: Core> Ring<C> {
         if window.unread() < HEADER_BYTES + length {
             return Progress::NeedsBytes(HEADER_BYTES + length);
         }
-        if !self.has_ticket(slot) {
+        if !self.has_ticket(slot, step.op) {
             return Progress::Blocked;
         }
         let window = &mut self.connections[usize::from(slot)].window;
