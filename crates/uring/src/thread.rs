@@ -220,7 +220,7 @@ fn run<C: Core>(
         // Whoever is told may open the same devices again at once.
         drop(start);
         let _nobody_waits = ready.send(Err(RuntimeError::System { what, source }));
-        return Ending { flushed: Ok(()), stuck: false };
+        return (Ending { flushed: Ok(()), stuck: false }, Vec::new());
     }
     // Whether locking is permitted at all was seen when the reserve was locked.
     let _seen = lock_stack() & lock_text();
