@@ -167,6 +167,7 @@ export const ERRORS = {
       `The native part of ringfence does not count "${counter}": run "npm run build" again.`,
   ),
   RF_UNSUITABLE: failed((advice: string) => `The daemon cannot run here: ${advice}`),
+  RF_OPEN_REFUSED: refused((reason: string) => `The cache cannot be served as asked: ${reason}.`),
   RF_OPEN: failed((reason: string) => `The cache cannot be served: ${reason}.`),
   RF_LISTEN: failed((reason: string) => `Clients cannot be served: ${reason}.`),
   RF_METRICS_LISTEN: failed(

@@ -87,8 +87,8 @@ interface Parts {
 /**
  * Starts a daemon. After a failure nothing of it is left.
  *
- * @throws `RF_OPEN`, `RF_LISTEN`, `RF_METRICS_LISTEN`, and the errors of the device checks and of
- *   the control server
+ * @throws `RF_OPEN`, `RF_OPEN_REFUSED`, `RF_LISTEN`, `RF_METRICS_LISTEN`, and the errors of the
+ *   device checks and of the control server
  */
 export async function startDaemon(
   config: Config,
@@ -291,6 +291,8 @@ async function openEngine(config: Config, native: Native, bell: () => void): Pro
     return await native.open({ ...options, cachePath: config.cache }, bell);
   } catch (error) {
     if (codeOf(error)?.startsWith('RF_')) throw error;
+    if (codeOf(error) === 'InvalidArg')
+      throw ringfenceError('RF_OPEN_REFUSED', [reasonOf(error)], error);
     throw ringfenceError('RF_OPEN', [reasonOf(error)], error);
   }
 }

@@ -274,7 +274,10 @@ export interface Native extends NativeClient {
    * Fails where it cannot be read, holds no cache, or somebody serves it.
    */
   check(path: string): Promise<CheckReport>;
-  /** Opens a cache and starts its ring. `bell` is called without data when events wait. */
+  /**
+   * Opens a cache and starts its ring. `bell` is called without data when events wait. An error has
+   * the code `InvalidArg` where something has to be changed before it can be opened.
+   */
   open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>;
   /** What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`. */
   probe(): Guard[];

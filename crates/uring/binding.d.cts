@@ -443,7 +443,10 @@ export interface NativeOpenOptions {
 /** In which order writes reach the origin. */
 export type NativeOrder = 'strict' | 'relaxed'
 
-/** Opens a cache and starts its ring. `bell` is called without data when events wait. */
+/**
+ * Opens a cache and starts its ring. `bell` is called without data when events wait. An error has
+ * the code `InvalidArg` where something has to be changed before it can be opened.
+ */
 export declare function open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>
 
 /** What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`. */

@@ -56,6 +56,12 @@ test('what does not exist cannot be formatted, described or opened, and is named
   }
 });
 
+test('what has to be changed before it can be opened is told from what may pass', async (t) => {
+  const open = (cachePath: string) => native.open(options({ cachePath }), () => {});
+  await t.throwsAsync(open(tmpdir()), { message: /neither a block device/, code: 'InvalidArg' });
+  await t.throwsAsync(open(nowhere), { message: /No such file/, code: 'GenericFailure' });
+});
+
 test('numbers out of range are refused with the name of the argument', (t) => {
   const open = (changes: Partial<NativeOpenOptions>) => () =>
     void native.open(options(changes), () => {});
@@ -68,13 +74,13 @@ test('numbers out of range are refused with the name of the argument', (t) => {
     waitMs: 0,
     originTimeoutMs: 0,
   } as const;
-  t.throws(open({ connectionsMax: -1 }), { message: /connectionsMax/ });
+  t.throws(open({ connectionsMax: -1 }), { message: /connectionsMax/, code: 'InvalidArg' });
   t.throws(open({ connectionsMax: 2 ** 32 }), { message: /connectionsMax/ });
   t.throws(open({ spinUs: 0.5 }), { message: /spinUs/ });
   t.throws(open({ destageHighPercent: 256 }), { message: /destageHighPercent/ });
   t.throws(open({ destageAgeMs: -1 }), { message: /destageAgeMs/ });
   t.throws(open({ cpu: Number.NaN }), { message: /cpu/ });
-  t.throws(open({ reserveBytes: -1n }), { message: /reserveBytes/ });
+  t.throws(open({ reserveBytes: -1n }), { message: /reserveBytes/, code: 'InvalidArg' });
   t.throws(open({ reserveBytes: 1n << 64n }), { message: /reserveBytes/ });
   t.throws(open({ exports: [{ ...served, dirtyBytesMax: -1n }] }), { message: /dirtyBytesMax/ });
   t.throws(open({ exports: [{ ...served, waitMs: -1 }] }), { message: /waitMs/ });

@@ -33,6 +33,9 @@ interface Wrong {
   readonly folder: string;
 }
 
+/** What has to be changed before it can be served: a service manager does not try again. */
+const OPEN_REFUSED = { exitCode: 2, code: 'RF_OPEN_REFUSED' };
+
 /** Runs `serve` with something wrong; its socket and log are its own. */
 function serveWrongly({ cache, exports, listen, folder }: Wrong): Promise<Finished> {
   const address = listen ?? `unix:${join(folder, 'wrong.sock')}`;
@@ -83,7 +86,17 @@ test.serial('a device that is not formatted', async (t) => {
   const self = await formatDisk(t, SMALL);
   const { device } = await loopDevice(self.scope, self.folder, 'blank', 64 * MIB);
   const finished = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
-  assertRefusal(t, finished, /no ringfence cache.*ringfence format/);
+  assertRefusal(t, finished, /no ringfence cache.*ringfence format/, OPEN_REFUSED);
+});
+
+test.serial('a device that nothing is attached to yet may still get its bytes', async (t) => {
+  const self = await formatDisk(t, SMALL);
+  const { device } = await loopDevice(self.scope, self.folder, 'empty', 0);
+  const failed = { exitCode: 1, code: 'RF_OPEN' };
+  const asCache = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
+  assertRefusal(t, asCache, /cache device .* has no bytes yet/, failed);
+  const asOrigin = await serveWrongly({ ...self, exports: [`disk=${device}`] });
+  assertRefusal(t, asOrigin, /origin .* has no bytes yet/, failed);
 });
 
 test.serial('a device that holds something else', async (t) => {
@@ -91,7 +104,7 @@ test.serial('a device that holds something else', async (t) => {
   const { device } = await loopDevice(self.scope, self.folder, 'ext4', 64 * MIB);
   await run('mkfs.ext4', ['-q', device]);
   const finished = await serveWrongly({ ...self, cache: device, exports: [`d=${self.origin}`] });
-  assertRefusal(t, finished, /no ringfence cache/);
+  assertRefusal(t, finished, /no ringfence cache/, OPEN_REFUSED);
   await run('fsck.ext4', ['-f', '-n', device]);
 });
 
@@ -106,7 +119,7 @@ test.serial('a device that is too small, for format and after it', async (t) => 
   await formatCache(shrunk);
   truncateSync(shrunk, 56 * MIB);
   const finished = await serveWrongly({ ...self, cache: shrunk, exports: [`d=${self.origin}`] });
-  assertRefusal(t, finished, /was formatted with 67108864/);
+  assertRefusal(t, finished, /was formatted with 67108864/, OPEN_REFUSED);
 });
 
 /** CRC32C of some bytes, bit by bit: the checksum of the format's structures. */
@@ -133,7 +146,7 @@ test.serial('a cache that was formatted by a newer version', async (t) => {
     writeSync(file, block, 0, block.length, offset);
   }
   const finished = await serveWrongly({ ...self, cache, exports: [`disk=${self.origin}`] });
-  assertRefusal(t, finished, /formatted by a newer ringfence.*use that version/);
+  assertRefusal(t, finished, /formatted by a newer ringfence.*use that version/, OPEN_REFUSED);
   const format = await runAnyway(ringfenceCommand, ['format', cache, '--yes', '--segment', '4MiB']);
   t.is(format.exitCode, 2);
   t.regex(format.stderr, /newer ringfence.*--discard-dirty unreadable.*\[RF_CACHE_UNREADABLE\]/);
@@ -199,10 +212,10 @@ test.serial('an origin that shrank, and one that the data does not belong to', a
 
   const other = sparseFile(self.folder, 'other', 16 * MIB);
   const wrong = await serveWrongly({ ...self, exports: [`disk=${other}`] });
-  assertRefusal(t, wrong, /disk.*holds data of.*name the right origin/);
+  assertRefusal(t, wrong, /disk.*holds data of.*name the right origin/, OPEN_REFUSED);
   truncateSync(self.origin, 8 * MIB);
   const shrunk = await serveWrongly({ ...self, exports: [`disk=${self.origin}`] });
-  assertRefusal(t, shrunk, /disk.*8388608 bytes, the cache knows it with 16777216/);
+  assertRefusal(t, shrunk, /disk.*8388608 bytes, the cache knows it with 16777216/, OPEN_REFUSED);
 
   truncateSync(self.origin, 16 * MIB);
   const again = await startDaemon(self.scope, daemon.setup);
@@ -225,7 +238,12 @@ test.serial("a cache that was formatted for another cache's export", async (t) =
     cache: others.cache,
     exports: [`disk=${ours.origin}`],
   });
-  assertRefusal(t, swapped, /export disk: its origin is .* holds data of .*name the right origin/);
+  assertRefusal(
+    t,
+    swapped,
+    /export disk: its origin is .* holds data of .*name the right origin/,
+    OPEN_REFUSED,
+  );
   for (const { scope, setup } of [ours, others]) {
     const again = await startDaemon(scope, setup);
     t.true(await hasPattern(again, '0x15'));
@@ -330,7 +348,16 @@ test.serial('a reserve that is too small', async (t) => {
     ...['serve', '--cache', self.cache, '--export', `disk=${self.origin}`, '--reserve', '1MiB'],
     ...['--listen', `unix:${self.folder}/s`, '--control', join(self.folder, 'c')],
   ]);
-  assertRefusal(t, finished, /too small.*at least \d+ bytes/);
+  assertRefusal(t, finished, /too small.*at least \d+ bytes/, OPEN_REFUSED);
+});
+
+test.serial('a CPU that there is not', async (t) => {
+  const self = await formatDisk(t, SMALL);
+  const finished = await runAnyway(ringfenceCommand, [
+    ...['serve', '--cache', self.cache, '--export', `disk=${self.origin}`, '--cpu', '8191'],
+    ...['--listen', `unix:${self.folder}/s`, '--control', join(self.folder, 'c')],
+  ]);
+  assertRefusal(t, finished, /the CPU of --cpu, 8191/, OPEN_REFUSED);
 });
 
 test.serial('a loop device over a cache file that is served is not served too', async (t) => {

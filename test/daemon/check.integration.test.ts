@@ -219,7 +219,7 @@ test.serial('durable data that is damaged is lost only where that is accepted', 
   flip(image, FIRST_HEADER + 200);
   const before = digest(image);
   await t.throwsAsync(startDaemon(scope, setup), {
-    message: /records 1 to \d+ were durable and cannot be read.*--accept-loss.*\[RF_OPEN\]/,
+    message: /records 1 to \d+ were durable and cannot be read.*--accept-loss.*\[RF_OPEN_REFUSED\]/,
   });
   t.is(digest(image), before, 'a refusal writes nothing');
   const daemon = await startDaemon(scope, { ...setup, extra: ['--accept-loss'] });

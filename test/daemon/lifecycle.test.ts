@@ -288,6 +288,16 @@ test('a cache that cannot be opened leaves nothing behind', async (t) => {
   t.is((await self.start()).state(), 'serving', 'and it can be started again');
 });
 
+test('what has to be changed before a cache can be opened is a refusal', async (t) => {
+  const self = await setting(t);
+  const refusal = Object.assign(new Error('cache device x: no cache.'), { code: 'InvalidArg' });
+  self.native.failures.set('open', refusal);
+  await t.throwsAsync(self.start(), {
+    code: 'RF_OPEN_REFUSED',
+    message: 'The cache cannot be served as asked: cache device x: no cache.',
+  });
+});
+
 test('an address that cannot be listened on ends the engine again', async (t) => {
   const self = await setting(t);
   self.native.failures.set('listen', new Error('cannot listen on x: the address is in use.'));

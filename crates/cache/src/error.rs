@@ -175,3 +175,29 @@ pub enum OpenError {
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
+
+impl OpenError {
+    /// Whether an operator has to change or decide something first: trying again is in vain.
+    /// Otherwise the device failed, which may pass.
+    #[must_use]
+    pub const fn is_refusal(&self) -> bool {
+        match self {
+            Self::NotFormatted
+            | Self::Newer { .. }
+            | Self::SuperblocksDamaged
+            | Self::ExportTableDamaged
+            | Self::ExportTableOld { .. }
+            | Self::Shrunk { .. }
+            | Self::DurableDamaged { .. }
+            | Self::OriginSize { .. }
+            | Self::OriginIdentity { .. }
+            | Self::ReadOnlyDirty { .. }
+            | Self::OriginOwed { .. }
+            | Self::IndexTooSmall { .. }
+            | Self::TooManyExports
+            | Self::ExportInvalid { .. }
+            | Self::Reserve(_) => true,
+            Self::Storage(_) => false,
+        }
+    }
+}

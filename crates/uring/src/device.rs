@@ -88,7 +88,8 @@ impl Device {
     /// Opens a path.
     ///
     /// # Errors
-    /// When it is not there, of another kind, in use, or has blocks above 4 KiB.
+    /// When it is not there, of another kind, in use, or has blocks above 4 KiB; and where it is a
+    /// block device without any bytes, but for a look.
     pub fn open(path: &Path, role: Role, access: Access) -> Result<Self, RuntimeError> {
         let fail = |error: Errno| match error {
             Errno::BUSY => RuntimeError::Busy { role: role.name(), path: path.to_owned() },
@@ -126,6 +127,10 @@ impl Device {
         if kind == Kind::Block {
             device.keys = [Some(Key::Device { number: meta.st_rdev }), device.loop_backing()];
             device.measure(role)?;
+            // It may still come: not to be taken for one that is not formatted, or of another size.
+            if device.size_bytes == 0 && access != Access::Look {
+                return Err(RuntimeError::Empty { role: role.name(), path: path.to_owned() });
+            }
         }
         device.lock(role, access)?;
         Ok(device)

@@ -36,6 +36,14 @@ pub enum RuntimeError {
         /// What was named.
         path: PathBuf,
     },
+    /// A block device that nothing is attached to yet, such as one of the kernel's nbd driver.
+    #[error("{role} {path} has no bytes yet: attach what it is to stand for")]
+    Empty {
+        /// `cache device` or `origin`.
+        role: &'static str,
+        /// What was named.
+        path: PathBuf,
+    },
     /// The logical blocks are too large.
     #[error(
         "{role} {path} has logical blocks of {block_bytes} bytes, and at most 4096 are possible: \
@@ -125,6 +133,17 @@ pub enum RuntimeError {
         /// What is wrong with it.
         what: &'static str,
     },
+    /// The CPU does not exist, or is not this process's to use.
+    #[error(
+        "the ring thread cannot run on the CPU of --cpu, {cpu}: {source}; name one that this \
+         process may use"
+    )]
+    Cpu {
+        /// What was given.
+        cpu: u32,
+        /// What the system said.
+        source: io::Error,
+    },
     /// Something of the system that is not about a path.
     #[error("{what}: {source}")]
     System {
@@ -142,4 +161,101 @@ pub enum RuntimeError {
     /// The ring has stopped.
     #[error("the ring has stopped")]
     Stopped,
+}
+
+impl RuntimeError {
+    /// Whether an operator has to change or decide something first: trying again is in vain.
+    /// Otherwise it may work later, for a device may still appear or be given back.
+    #[must_use]
+    pub const fn is_refusal(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => source.is_refusal(),
+            Self::Format { source, .. } => !matches!(source, FormatError::Storage(_)),
+            Self::Kind { .. }
+            | Self::BlockSize { .. }
+            | Self::OriginTaken { .. }
+            | Self::Argument { .. }
+            | Self::Cpu { .. } => true,
+            Self::Path { .. }
+            | Self::Busy { .. }
+            | Self::Empty { .. }
+            | Self::Storage { .. }
+            | Self::Memory { .. }
+            | Self::Uring { .. }
+            | Self::Listen { .. }
+            | Self::Connect { .. }
+            | Self::Attach { .. }
+            | Self::System { .. }
+            | Self::Shutdown { .. }
+            | Self::Stopped => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RuntimeError;
+    use ringfence_cache::reserve::ReserveTooSmall;
+    use ringfence_cache::{OpenError, StorageError};
+    use std::io;
+    use std::path::PathBuf;
+
+    fn opening(source: OpenError) -> RuntimeError {
+        RuntimeError::Open { path: PathBuf::from("/dev/cache"), source }
+    }
+
+    #[test]
+    fn what_only_an_operator_can_mend_is_a_refusal() {
+        let (role, path) = ("origin", PathBuf::from("/dev/disk"));
+        let name = || "disk".to_owned();
+        let einval = || io::Error::from_raw_os_error(libc::EINVAL);
+        for refusal in [
+            RuntimeError::Kind { role, path: path.clone() },
+            RuntimeError::BlockSize { role, path: path.clone(), block_bytes: 8192 },
+            RuntimeError::OriginTaken { export: name(), path, what: "the cache device".into() },
+            RuntimeError::Argument { what: "1 to 4096 connections are possible" },
+            RuntimeError::Cpu { cpu: 8191, source: einval() },
+            opening(OpenError::NotFormatted),
+            opening(OpenError::Newer { version: 9, features: 0 }),
+            opening(OpenError::SuperblocksDamaged),
+            opening(OpenError::ExportTableDamaged),
+            opening(OpenError::ExportTableOld { layer: 3 }),
+            opening(OpenError::Shrunk { size_bytes: 1, formatted_bytes: 2 }),
+            opening(OpenError::DurableDamaged { first: 1, last: 2 }),
+            opening(OpenError::OriginSize { name: name(), size_bytes: 1, known_bytes: 2 }),
+            opening(OpenError::OriginIdentity {
+                name: name(),
+                found: "a".into(),
+                known: "b".into(),
+            }),
+            opening(OpenError::ReadOnlyDirty { name: name() }),
+            opening(OpenError::OriginOwed { name: name(), owed: "other".into() }),
+            opening(OpenError::IndexTooSmall { leaves: 1 }),
+            opening(OpenError::TooManyExports),
+            opening(OpenError::ExportInvalid { name: name(), reason: "is wrong" }),
+            opening(OpenError::Reserve(ReserveTooSmall { given_bytes: 1, needed_bytes: 2 })),
+        ] {
+            assert!(refusal.is_refusal(), "{refusal}");
+        }
+    }
+
+    #[test]
+    fn what_may_pass_is_no_refusal() {
+        let (role, path) = ("origin", PathBuf::from("/dev/disk"));
+        let eio = || io::Error::from_raw_os_error(libc::EIO);
+        let storage = || StorageError { operation: "read", offset: 0, source: eio() };
+        for failure in [
+            RuntimeError::Path { role, path: path.clone(), source: eio() },
+            RuntimeError::Busy { role, path: path.clone() },
+            RuntimeError::Empty { role, path: path.clone() },
+            RuntimeError::Storage { path, source: storage() },
+            RuntimeError::Memory { bytes: 1, source: eio() },
+            RuntimeError::Uring { advice: "no io_uring".into() },
+            RuntimeError::System { what: "the ring thread cannot be started", source: eio() },
+            RuntimeError::Stopped,
+            opening(OpenError::Storage(storage())),
+        ] {
+            assert!(!failure.is_refusal(), "{failure}");
+        }
+    }
 }

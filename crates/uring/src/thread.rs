@@ -216,10 +216,9 @@ fn run<C: Core>(
     if let Some(cpu) = start.cpu
         && let Err(source) = pin(cpu)
     {
-        let what = "the ring thread cannot run on the CPU of --cpu";
         // Whoever is told may open the same devices again at once.
         drop(start);
-        let _nobody_waits = ready.send(Err(RuntimeError::System { what, source }));
+        let _nobody_waits = ready.send(Err(RuntimeError::Cpu { cpu, source }));
         return (Ending { flushed: Ok(()), stuck: false }, Vec::new());
     }
     // Whether locking is permitted at all was seen when the reserve was locked.

@@ -58,7 +58,8 @@ pub fn check(path: String) -> AsyncTask<CheckTask> {
     AsyncTask::new(CheckTask { path: path.into() })
 }
 
-/// Opens a cache and starts its ring. `bell` is called without data when events wait.
+/// Opens a cache and starts its ring. `bell` is called without data when events wait. An error has
+/// the code `InvalidArg` where something has to be changed before it can be opened.
 #[napi]
 pub fn open(
     options: NativeOpenOptions,

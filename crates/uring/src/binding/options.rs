@@ -1,7 +1,7 @@
 //! What JavaScript asks for, checked on its way in: numbers are whole and fit, or the call throws
 //! a sentence that names the argument.
 
-use super::error::sentence;
+use super::error::refusal;
 use crate::{ControlAction, ExportSpec, OpenSpec};
 use napi::bindgen_prelude::BigInt;
 use napi_derive::napi;
@@ -94,33 +94,33 @@ const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
 /// `value` as a whole number of type `T`.
 ///
 /// # Errors
-/// A sentence with `name` when it is negative, has a fraction or does not fit.
+/// A refusal with `name` when it is negative, has a fraction or does not fit.
 pub fn whole<T: TryFrom<u64>>(name: &str, value: f64) -> napi::Result<T> {
     let exact = (0.0..=SAFE_INTEGER_MAX).contains(&value) && value.fract() == 0.0;
     // In range and without a fraction: the conversion loses nothing.
     let whole = exact.then_some(value as u64);
-    whole.and_then(|whole| T::try_from(whole).ok()).ok_or_else(|| {
-        sentence(format_args!("{name} must be a whole number in range, not {value}"))
-    })
+    whole
+        .and_then(|whole| T::try_from(whole).ok())
+        .ok_or_else(|| refusal(format_args!("{name} must be a whole number in range, not {value}")))
 }
 
 /// `value` as an unsigned number of 64 bits.
 ///
 /// # Errors
-/// A sentence with `name` when it is negative or does not fit.
+/// A refusal with `name` when it is negative or does not fit.
 pub fn whole_bigint(name: &str, value: &BigInt) -> napi::Result<u64> {
     match (value.sign_bit, value.words.as_slice()) {
         // Zero has no words, and no sign that would matter.
         (_, [] | [0]) => Ok(0),
         (false, &[whole]) => Ok(whole),
-        _ => Err(sentence(format_args!("{name} must be between 0 and 2^64 - 1"))),
+        _ => Err(refusal(format_args!("{name} must be between 0 and 2^64 - 1"))),
     }
 }
 
 /// The options of `open` in the runtime's words.
 ///
 /// # Errors
-/// A sentence that names the first option that is out of range.
+/// A refusal that names the first option that is out of range.
 pub fn open_spec(options: NativeOpenOptions) -> napi::Result<OpenSpec> {
     Ok(OpenSpec {
         cache_path: options.cache_path.into(),

@@ -3,7 +3,7 @@
 
 use super::check::CheckReport;
 use super::engine::{NativeEngine, Shared, forget};
-use super::error::sentence;
+use super::error::{not_opened, sentence};
 use super::results::CacheDescription;
 use crate::{OpenSpec, Runtime};
 use napi::Status;
@@ -123,7 +123,7 @@ impl Task for OpenTask {
 
     fn compute(&mut self) -> Result<Self::Output> {
         let bell = self.bell.take().expect("a task is computed once");
-        crate::open(&self.spec, bell).map_err(sentence)
+        crate::open(&self.spec, bell).map_err(not_opened)
     }
 
     fn resolve(&mut self, env: Env, output: Self::Output) -> Result<Self::JsValue> {
