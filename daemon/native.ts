@@ -279,8 +279,11 @@ export interface Native extends NativeClient {
    * the code `InvalidArg` where something has to be changed before it can be opened.
    */
   open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>;
-  /** What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`. */
-  probe(): Guard[];
+  /**
+   * What would hold here for a daemon that locks so much memory, for `doctor`: the guards, with
+   * io_uring itself as `io_uring`.
+   */
+  probe(lockedBytes: bigint): Guard[];
   /** How to read {@link NativeEngine.counters}. */
   counterLayout(): CounterLayout;
 }

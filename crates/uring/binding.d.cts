@@ -449,5 +449,8 @@ export type NativeOrder = 'strict' | 'relaxed'
  */
 export declare function open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>
 
-/** What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`. */
-export declare function probe(): Array<Guard>
+/**
+ * What would hold here for a daemon that locks so much memory, for `doctor`: the guards, with
+ * io_uring itself as `io_uring`.
+ */
+export declare function probe(lockedBytes: bigint): Array<Guard>

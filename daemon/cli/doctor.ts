@@ -4,6 +4,7 @@ import { access, constants, readFile } from 'node:fs/promises';
 import { release } from 'node:os';
 import { join } from 'node:path';
 import type { Command } from 'commander';
+import { CONFIG_DEFAULTS } from '../config.ts';
 import {
   deviceModel,
   deviceSignatures,
@@ -22,6 +23,10 @@ const PROGRAMS = [
   ['wipefs', 'needed by "ringfence format": install util-linux'],
   ['lsblk', 'names the model of a device: install util-linux'],
 ] as const;
+/** Beside the reserve there are at most 16 bytes of memory per 4 KiB of cache device, ... */
+const CACHE_BYTES_PER_INDEX_BYTE = 256n;
+/** ... or these, where they are more. */
+const INDEX_BYTES_LEAST = 16n << 20n;
 /** Where the kernel's nbd driver shows, loaded or built in. */
 const NBD_DRIVER = '/sys/module/nbd';
 
@@ -33,7 +38,7 @@ export function addDoctorCommand(program: Command, context: Context): void {
     .option('--cache <device>', 'show what is on this device too')
     .action(async (options: { cache?: string }) => {
       const native = context.native();
-      const guards = native.probe();
+      const guards = native.probe(await lockedBytes(options.cache));
       const show = (...lines: readonly string[]) => context.write(`${lines.join('\n')}\n`);
       show('system', ...indented(await systemLines()));
       show('', 'protections of the I/O path', ...indented(guardLines(guards)));
@@ -44,6 +49,18 @@ export function addDoctorCommand(program: Command, context: Context): void {
       // Without the rest the daemon runs less safely; without io_uring it does not run.
       if (uring?.up === false) throw ringfenceError('RF_UNSUITABLE', [uring.advice ?? '']);
     });
+}
+
+/**
+ * What `serve` would lock, unless told otherwise: its reserve, and what the index of this cache
+ * device has at most.
+ */
+async function lockedBytes(cache: string | undefined): Promise<bigint> {
+  const device =
+    cache === undefined ? null : await findDevice(cache, 'cache device').catch(() => null);
+  const indexBytes = (device?.sizeBytes ?? 0n) / CACHE_BYTES_PER_INDEX_BYTE;
+  const least = INDEX_BYTES_LEAST;
+  return CONFIG_DEFAULTS.reserveBytes + (indexBytes > least ? indexBytes : least);
 }
 
 async function systemLines(): Promise<readonly string[]> {

@@ -168,7 +168,10 @@ export function createFakeNative(): FakeNative {
     },
     opened: () => openedWith,
     counterLayout: () => LAYOUT,
-    probe: () => native.guards,
+    probe: (lockedBytes) => {
+      call('probe', lockedBytes);
+      return native.guards;
+    },
     check: async (path) => {
       call('check', path);
       return native.checked;

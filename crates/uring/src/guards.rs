@@ -1,6 +1,6 @@
 //! What protects the I/O path: applied where allowed, verified, and in words where it is not.
 
-use crate::memory::Mapping;
+use crate::memory::{self, Mapping};
 use crate::options::Guard;
 use crate::ring_setup;
 use std::io;
@@ -103,16 +103,13 @@ pub fn uring_advice(error: &io::Error) -> String {
     }
 }
 
-/// What would hold here, without opening anything that is the user's.
+/// What would hold here for a daemon that locks `locked_bytes` of memory, without opening anything
+/// that is the user's.
 #[must_use]
-pub fn probe() -> Vec<Guard> {
-    let memory = Mapping::new(64 << 20);
-    let (locked, huge_pages) = match &memory {
-        Ok(mapping) => (mapping.lock(), mapping.huge_pages_guard()),
-        Err(error) => (
-            Err(io::Error::from_raw_os_error(libc::ENOMEM)),
-            guard("huge_pages", Some(format!("{error}"))),
-        ),
+pub fn probe(locked_bytes: u64) -> Vec<Guard> {
+    let huge_pages = match Mapping::new(64 << 20) {
+        Ok(mapping) => mapping.huge_pages_guard(),
+        Err(error) => guard("huge_pages", Some(format!("{error}"))),
     };
     // On a thread of its own, as the ring does it: the caller's flags stay as they are.
     let flusher = std::thread::spawn(io_flusher).join().unwrap_or_else(|_| {
@@ -121,7 +118,7 @@ pub fn probe() -> Vec<Guard> {
     let uring = ring_setup::build(8, 16).err().map(|error| uring_advice(&error));
     vec![
         guard("io_uring", uring),
-        memory_locked(locked, true),
+        memory_locked(memory::try_lock(locked_bytes), true),
         flusher,
         oom_score_probe(),
         direct_io_probe(),

@@ -169,6 +169,23 @@ impl Drop for Mapping {
     }
 }
 
+/// Whether `bytes` more could be locked: the kernel judges that before it looks at a page, so that
+/// none is touched.
+///
+/// # Errors
+/// When the limit on locked memory does not allow it.
+pub fn try_lock(bytes: u64) -> io::Result<()> {
+    let too_much = |_| io::Error::from_raw_os_error(libc::ENOMEM);
+    let length = usize::try_from(bytes).map_err(too_much)?.max(1);
+    let start = map(length, libc::MAP_NORESERVE)?;
+    // SAFETY: the range was just mapped; locking changes no content.
+    let result = unsafe { libc::mlock2(start, length, libc::MLOCK_ONFAULT) };
+    let locked = if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) };
+    // SAFETY: the range is ours, and nobody knows it.
+    unsafe { libc::munmap(start, length) };
+    locked
+}
+
 fn map(length: usize, flags: libc::c_int) -> io::Result<*mut libc::c_void> {
     // SAFETY: a new anonymous mapping at an address of the kernel's choice touches nothing.
     let pointer = unsafe {

@@ -34,6 +34,11 @@ fn forbid_locking(beyond: u64) {
 fn without_locked_memory_it_serves_and_says_so() {
     // Enough for the io_uring alone, as services have it by default.
     forbid_locking(8 * MIB);
+    for (bytes, up) in [(4 * MIB, true), (9 * MIB, false), (u64::MAX, false)] {
+        let probed = ringfence_uring::probe(bytes);
+        let locked = probed.iter().find(|guard| guard.measure == "memory_locked").expect("a guard");
+        assert_eq!(locked.up, up, "{bytes} bytes: {locked:?}");
+    }
     abort_on_ring_allocation(true);
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
         .join(format!("ringfence-unlocked-{}", std::process::id()));

@@ -68,11 +68,12 @@ pub fn open(
     OpenTask::new(open_spec(options)?, &bell).map(AsyncTask::new)
 }
 
-/// What would hold here, for `doctor`: the guards, with io_uring itself as `io_uring`.
+/// What would hold here for a daemon that locks so much memory, for `doctor`: the guards, with
+/// io_uring itself as `io_uring`.
 #[napi]
-#[must_use]
-pub fn probe() -> Vec<Guard> {
-    crate::probe().into_iter().map(Guard::from).collect()
+pub fn probe(locked_bytes: BigInt) -> napi::Result<Vec<Guard>> {
+    let locked_bytes = whole_bigint("lockedBytes", &locked_bytes)?;
+    Ok(crate::probe(locked_bytes).into_iter().map(Guard::from).collect())
 }
 
 /// How to read the counters of an engine.
