@@ -155,7 +155,7 @@ function hasWritable(processId: string, numbers: readonly string[]): boolean {
   return namesIn(`${folder}/fd`).some((name) => {
     try {
       // Only what looks like a device is asked for more, which of a file on a network might hang.
-      if (!readlinkSync(`${folder}/fd/${name}`).includes('/dev/')) return false;
+      if (!readlinkSync(`${folder}/fd/${name}`).startsWith('/dev/')) return false;
       const status = statSync(`${folder}/fd/${name}`, { bigint: true });
       if (!status.isBlockDevice() || !numbers.includes(deviceNumber(status.rdev))) return false;
       const flags = /^flags:\s*([0-7]+)$/m.exec(textOf(`${folder}/fdinfo/${name}`) ?? '')?.[1];

@@ -91,6 +91,8 @@ pub enum OpenError {
         first: u64,
         /// The highest sequence that had been durable.
         last: u64,
+        /// Whether the device failed to read anything: what is missing may be there.
+        unreadable: bool,
     },
     /// Where the log ends, or goes on, cannot be read.
     #[error(
@@ -188,7 +190,6 @@ impl OpenError {
             | Self::ExportTableDamaged
             | Self::ExportTableOld { .. }
             | Self::Shrunk { .. }
-            | Self::DurableDamaged { .. }
             | Self::OriginSize { .. }
             | Self::OriginIdentity { .. }
             | Self::ReadOnlyDirty { .. }
@@ -197,7 +198,9 @@ impl OpenError {
             | Self::TooManyExports
             | Self::ExportInvalid { .. }
             | Self::Reserve(_) => true,
-            Self::Storage(_) => false,
+            // What could not be read may be readable the next time.
+            Self::DurableDamaged { unreadable, .. } => !*unreadable,
+            Self::Storage(_) | Self::EndUnreadable(_) => false,
         }
     }
 }

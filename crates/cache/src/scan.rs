@@ -250,6 +250,12 @@ impl<'a> Scanner<'a> {
         self.unreadable.contains_key(&offset)
     }
 
+    /// Whether any block could not be read.
+    #[must_use]
+    pub fn has_unreadable(&self) -> bool {
+        !self.unreadable.is_empty()
+    }
+
     /// What the device said of a block that could not be read, once.
     pub fn take_error(&mut self, offset: u64) -> Option<StorageError> {
         self.unreadable.remove(&offset)

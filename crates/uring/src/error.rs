@@ -221,7 +221,7 @@ mod tests {
             opening(OpenError::ExportTableDamaged),
             opening(OpenError::ExportTableOld { layer: 3 }),
             opening(OpenError::Shrunk { size_bytes: 1, formatted_bytes: 2 }),
-            opening(OpenError::DurableDamaged { first: 1, last: 2 }),
+            opening(OpenError::DurableDamaged { first: 1, last: 2, unreadable: false }),
             opening(OpenError::OriginSize { name: name(), size_bytes: 1, known_bytes: 2 }),
             opening(OpenError::OriginIdentity {
                 name: name(),
@@ -254,6 +254,8 @@ mod tests {
             RuntimeError::System { what: "the ring thread cannot be started", source: eio() },
             RuntimeError::Stopped,
             opening(OpenError::Storage(storage())),
+            opening(OpenError::EndUnreadable(storage())),
+            opening(OpenError::DurableDamaged { first: 1, last: 2, unreadable: true }),
         ] {
             assert!(!failure.is_refusal(), "{failure}");
         }

@@ -118,7 +118,9 @@ fn file_names(fd: BorrowedFd<'_>, device: u64, inode: u64) -> Vec<String> {
     let of_making = |making: &String| -> Vec<String> {
         homes.iter().map(|home| format!("file {inode}{making} on {home}")).collect()
     };
-    makings.iter().flatten().flat_map(of_making).collect()
+    // What is known of a file that cannot be opened behind a loop device.
+    let least = format!("file {inode} on {}", number_text(device));
+    makings.iter().flatten().flat_map(of_making).chain([least]).collect()
 }
 
 /// When an inode was made: an inode's number is used again as soon as its file is removed.

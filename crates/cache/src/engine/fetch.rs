@@ -469,6 +469,8 @@ impl Engine {
 
     /// Starts over what waited for a free merge, fetch or I/O slot.
     pub(super) fn run_fetch_waiters(&mut self) {
+        // They had their turn for room in the log when they came.
+        let asked_for = std::mem::take(&mut self.exports.log_is_asked_for);
         for slot in self.exports.in_use() {
             let mut queue = std::mem::take(&mut self.exports.get_mut(slot).fetch_waiters);
             self.fail_expired(&mut queue);
@@ -494,6 +496,7 @@ impl Engine {
                 self.run(ticket);
             }
         }
+        self.exports.log_is_asked_for |= asked_for;
     }
 
     /// Ends those at the front of a queue whose patience has ended: the origin is away, or too

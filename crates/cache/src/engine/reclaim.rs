@@ -330,6 +330,8 @@ impl Engine {
         self.reclaim.at = 0;
         self.reclaim.entry = 0;
         self.reclaim.block = 0;
+        let clean = self.reclaim.survivors.iter().filter(|survivor| survivor.dirty.is_none());
+        self.reclaim.kept -= clean.count() as u64;
         self.reclaim.survivors.clear();
     }
 

@@ -306,7 +306,7 @@ impl Rebuild {
             }
         }
         if self.expected <= facts.durable {
-            self.lose(scanner.superblock, self.expected, facts.durable, accept_loss)?;
+            self.lose(scanner, self.expected, facts.durable, accept_loss)?;
             self.expected = facts.durable + 1;
         }
         if self.oldest_use.is_none() {
@@ -398,16 +398,17 @@ impl Rebuild {
     /// accepted once is not asked for again.
     fn lose(
         &mut self,
-        superblock: &Superblock,
+        scanner: &Scanner<'_>,
         first: u64,
         last: u64,
         accept_loss: bool,
     ) -> Result<(), OpenError> {
-        if superblock.accepts_loss_of(first, last) {
+        if scanner.superblock.accepts_loss_of(first, last) {
             return Ok(());
         }
         if !accept_loss {
-            return Err(OpenError::DurableDamaged { first, last });
+            let unreadable = scanner.has_unreadable();
+            return Err(OpenError::DurableDamaged { first, last, unreadable });
         }
         self.losses.push((first, last));
         let lost = self.recovery.lost.get_or_insert((first, last));
@@ -440,7 +441,7 @@ impl Rebuild {
                 if self.expected > facts.durable {
                     break;
                 }
-                self.lose(scanner.superblock, self.expected, sequence - 1, accept_loss)?;
+                self.lose(scanner, self.expected, sequence - 1, accept_loss)?;
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());

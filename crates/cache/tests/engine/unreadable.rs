@@ -157,7 +157,7 @@ fn what_has_no_second_copy_is_damage_and_is_named() {
     let mut failing = Failing::at(&bench, &both);
     let before = failing.disk.bytes.clone();
     match open(&mut bench, &mut failing) {
-        Err(OpenError::DurableDamaged { first: 4, last: 6 }) => {}
+        Err(OpenError::DurableDamaged { first: 4, last: 6, unreadable: true }) => {}
         other => panic!("{other:?}"),
     }
     assert!(failing.disk.bytes == before, "nothing was written");
@@ -222,7 +222,7 @@ fn a_header_that_a_later_one_knows_to_be_durable_is_damage() {
     // Its segment has a footer, which cannot be read either.
     failing.unreadable.push(footer(0));
     match open(&mut bench, &mut failing) {
-        Err(OpenError::DurableDamaged { first: 2, .. }) => {}
+        Err(OpenError::DurableDamaged { first: 2, unreadable: true, .. }) => {}
         other => panic!("{other:?}"),
     }
     assert_eq!(accept(&mut bench, &mut failing).lost, Some((2, 3)));
