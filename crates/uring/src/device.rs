@@ -8,7 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// udev takes a device's lock for an instant whenever somebody closed it after writing.
+/// udev takes a device's lock for an instant whenever somebody closed it after writing; and the
+/// kernel may let go of what a ring had open an instant after that ring is gone.
 const LOCK_ATTEMPTS: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(50);
 
@@ -195,11 +196,12 @@ impl Device {
             Access::Shared => FlockOperation::NonBlockingLockShared,
             Access::Look => return Ok(()),
         };
-        let attempts = if self.kind == Kind::Block { LOCK_ATTEMPTS } else { 1 };
-        for attempt in 1..=attempts {
+        for attempt in 1..=LOCK_ATTEMPTS {
             match rustix::fs::flock(self.fd.as_fd(), operation) {
                 Ok(()) => return Ok(()),
-                Err(Errno::WOULDBLOCK) if attempt < attempts => std::thread::sleep(LOCK_PAUSE),
+                Err(Errno::WOULDBLOCK) if attempt < LOCK_ATTEMPTS => {
+                    std::thread::sleep(LOCK_PAUSE);
+                }
                 Err(Errno::WOULDBLOCK) => break,
                 Err(error) => {
                     let (role, path) = (role.name(), self.path.clone());
