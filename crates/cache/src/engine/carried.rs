@@ -201,7 +201,7 @@ mod tests {
 
     /// An origin that is away has everything carried once per lap of the log, an entry at a time.
     #[test]
-    fn what_is_carried_again_as_it_was_moves_nothing_else() {
+    fn what_is_carried_again_as_it_was_keeps_its_place() {
         let all = || (0..CARRIED_MAX as u64 - 2).map(|version| carried(version, 0, version));
         let mut table = CarriedTable::new(all().collect());
         let before = table.entries.as_ptr();

@@ -16,6 +16,9 @@ use crate::geometry::LogAddress;
 use crate::index::{IndexEntry, Place};
 use crate::units::{Buffer, ExportSlot, Sequence};
 
+/// After how long destage and reclaim try again what the device could not read.
+pub const DAMAGE_RETRY_NS: u64 = 5_000_000_000;
+
 /// What is wrong with a block that was read from the device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Damage {

@@ -10,8 +10,9 @@
 //! reuse.
 
 use super::api::{Effect, IoError, Notice};
+use super::damage::DAMAGE_RETRY_NS;
 use super::log::Privilege;
-use super::summary::{Loaded, SUMMARY_RETRY_NS, SummaryLoad};
+use super::summary::{Loaded, SummaryLoad};
 use super::tables::IoOwner;
 use super::{Engine, blocks_of};
 use crate::canary;
@@ -219,7 +220,7 @@ impl Engine {
                 // Nobody knows what the segment holds: it is not reused (rule 4). It may be
                 // readable later, and until the log is full nobody else needs it.
                 self.reclaim.phase = Phase::Idle;
-                self.reclaim.retry_at_ns = Some(self.now.monotonic_ns + SUMMARY_RETRY_NS);
+                self.reclaim.retry_at_ns = Some(self.now.monotonic_ns + DAMAGE_RETRY_NS);
                 let segment_use = load.segment_use;
                 self.emit(Effect::Notice(Notice::SegmentDamaged { segment_use }));
             }

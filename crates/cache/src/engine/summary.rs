@@ -16,9 +16,6 @@ use crate::limits::BLOCK_BYTES_U32;
 use crate::units::{BLOCK_BYTES, Buffer, Sequence};
 use zerocopy::FromBytes;
 
-/// When what could not be loaded is tried again.
-pub(super) const SUMMARY_RETRY_NS: u64 = 5_000_000_000;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Footer,

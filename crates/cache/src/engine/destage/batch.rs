@@ -6,7 +6,7 @@ use super::{
 use crate::config::{Mode, Order};
 use crate::counters::ExportCounter;
 use crate::engine::api::{Effect, IoError, Notice};
-use crate::engine::damage::Damage;
+use crate::engine::damage::{DAMAGE_RETRY_NS, Damage};
 use crate::engine::tables::IoOwner;
 use crate::engine::{Engine, blocks_of};
 use crate::index::Place;
@@ -15,8 +15,6 @@ use crate::units::{BLOCK_BYTES_U64, ExportSlot, Sequence};
 
 /// There is no room now for what has to be said first.
 const EAGAIN: i32 = 11;
-/// How often what the device could not read is tried again.
-pub(super) const DAMAGE_RETRY_NS: u64 = 5_000_000_000;
 
 impl Engine {
     /// Brings the batch's payload into staging, sorted by block.

@@ -1,11 +1,11 @@
 //! Planning: which blocks of the log go to the origin next.
 
-use super::batch::DAMAGE_RETRY_NS;
 use super::{Destager, Done, Phase, PlanItem, Position, ZeroItem};
 use crate::canary;
 use crate::config::{Mode, Order};
 use crate::engine::api::IoError;
 use crate::engine::carried::{Carried, CarriedKey};
+use crate::engine::damage::DAMAGE_RETRY_NS;
 use crate::engine::exports::{Cursor, Export};
 use crate::engine::log::Log;
 use crate::engine::summary::Loaded;
