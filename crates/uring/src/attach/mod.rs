@@ -7,11 +7,12 @@
 //! ```text
 //!  JavaScript negotiates ──Link──▶ attach ──NBD_CMD_CONNECT──▶ /dev/nbdN
 //!                                     │
-//!                    supervisor thread: LINK_DEAD ─▶ the same handshake ─▶ NBD_CMD_RECONFIGURE
+//!                    supervisor thread: hang-up ─▶ the same handshake ─▶ NBD_CMD_RECONFIGURE
 //! ```
 
 mod link;
 mod netlink;
+mod sockets;
 mod supervisor;
 
 pub use link::Link;

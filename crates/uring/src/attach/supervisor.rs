@@ -1,11 +1,15 @@
 //! The thread that keeps a device attached.
 //!
 //! ```text
-//!  Watching ──LINK_DEAD──▶ Mending ──socket taken──▶ Watching
-//!     │ detach, leave,        │  ▲ └─ nobody there, or not the same: again, later
-//!     ▼ device gone           │  │
-//!   ended ◀───────────────────┘  └── renew: a handshake that JavaScript did anew
+//!  Watching ──connection dead──▶ Mending ──socket taken──▶ Watching
+//!     │ detach, leave,             │  ▲ └─ nobody there, or not the same: again, later
+//!     ▼ device gone                │  │
+//!   ended ◀────────────────────────┘  └── renew: a handshake that JavaScript did anew
 //! ```
+//!
+//! A connection is dead when the driver has shut its socket down, which the thread sees on its own
+//! descriptor of it. For sockets that another process gave to the driver there is its message
+//! (`LINK_DEAD`), which the kernel asks for memory to send.
 //!
 //! While a connection is dead, whoever uses the device waits: memory that is full of data for it
 //! cannot be freed. So this thread needs no memory that it does not have (its buffers are there at
@@ -17,12 +21,12 @@ use super::link::{
 };
 use super::netlink::{DeviceSpec, Listener, Netlink, SOCKETS_MAX};
 use super::refusal;
+use super::sockets::Sockets;
 use crate::error::RuntimeError;
 use crate::options::Guard;
 use crate::signal::{Signal, spawn_quiet};
 use crate::thread::{lock_stack, lock_text};
 use crate::{allocation, guards};
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{Mode, OFlags};
 use std::collections::VecDeque;
 use std::ffi::CString;
@@ -271,14 +275,16 @@ fn open(
     let listener = netlink.listen().map_err(refused)?;
     let Link { socket, transcript } = link;
     let mut scratch = vec![0; RECEIVE_BYTES_MAX].into_boxed_slice();
+    let mut sockets = Sockets::new();
     let index = match given {
         Some(index) if spec.take_over => index,
         _ => {
-            let sockets = connect_all(socket, &transcript, &mut scratch, spec.connections)?;
-            let raw: Vec<RawFd> = sockets.iter().map(AsRawFd::as_raw_fd).collect();
+            sockets.add(socket);
+            connect_further(&mut sockets, &transcript, &mut scratch, spec.connections)?;
+            let raw: Vec<RawFd> = sockets.living().iter().map(AsRawFd::as_raw_fd).collect();
             let index = netlink.connect(&spec.device, &raw).map_err(refused)?;
             // One that keeps the driver's timeout is given up early, and works until then.
-            let _given_up_early = sockets.iter().try_for_each(allow_stalls);
+            let _given_up_early = sockets.living().iter().try_for_each(allow_stalls);
             index
         }
     };
@@ -290,6 +296,8 @@ fn open(
         index,
         queue: Queue::of(index, spec.device.resend_seconds),
         spec: spec.device,
+        sockets,
+        connections,
         shared,
     };
     let mut settled = driver.be_patient();
@@ -308,13 +316,12 @@ fn open(
     Ok(Supervisor { driver, shared, transcript, scratch, connections, dead_timeout, mending })
 }
 
-fn connect_all(
-    first: OwnedFd,
+fn connect_further(
+    sockets: &mut Sockets,
     transcript: &Transcript,
     scratch: &mut [u8],
     connections: u32,
-) -> Result<Vec<OwnedFd>, RuntimeError> {
-    let mut sockets = vec![first];
+) -> Result<(), RuntimeError> {
     for _ in 1..connections {
         let again = transcript.replay(scratch).map_err(|error| RuntimeError::Attach {
             what: match error {
@@ -322,12 +329,12 @@ fn connect_all(
                 ReplayError::Unlike => "a second connection found another export".to_owned(),
             },
         })?;
-        sockets.push(again);
+        sockets.add(again);
     }
-    for socket in &sockets {
+    for socket in sockets.living() {
         hand_over(socket).map_err(|error| refusal(None, &error))?;
     }
-    Ok(sockets)
+    Ok(())
 }
 
 /// What a wait ended with.
@@ -345,6 +352,10 @@ trait Driver {
     fn is_attached(&mut self) -> bool;
     /// Offers a connection in place of a dead one; false when none was dead.
     fn give(&mut self, socket: OwnedFd) -> io::Result<bool>;
+    /// Connections that are known to work.
+    fn living(&self) -> u32;
+    /// Connections that are known to be dead and have not been replaced.
+    fn owed(&self) -> u32;
     /// Lets requests fail that nobody will answer.
     fn fail_requests(&mut self);
     /// Detaches the device.
@@ -413,6 +424,8 @@ struct KernelDriver {
     index: u32,
     queue: Queue,
     spec: DeviceSpec,
+    sockets: Sockets,
+    connections: u32,
     shared: Arc<Shared>,
 }
 
@@ -432,16 +445,16 @@ impl Driver for KernelDriver {
             let signal = BorrowedFd::borrow_raw(self.shared.signal.raw());
             (BorrowedFd::borrow_raw(self.listener.raw()), signal)
         };
-        let mut fds = [PollFd::new(&listener, PollFlags::IN), PollFd::new(&signal, PollFlags::IN)];
-        let timeout = Timespec::try_from(limit).unwrap_or_default();
-        if rustix::event::poll(&mut fds, Some(&timeout)).is_err() {
+        let Ok(heard) = self.sockets.wait([listener, signal], limit) else {
             return Woken::default();
-        }
-        let [died, asked] = fds.map(|fd| !fd.revents().is_empty());
+        };
+        let [told, asked] = heard.readable;
         if asked {
             self.shared.signal.wait();
         }
-        Woken { asked, died: died && self.listener.heard_of(self.index) }
+        // While all of them are known to live, what is told is of one that was replaced since.
+        let told = told && self.listener.heard_of(self.index);
+        Woken { asked, died: heard.died || (told && self.living() < self.connections) }
     }
 
     fn is_attached(&mut self) -> bool {
@@ -454,10 +467,20 @@ impl Driver for KernelDriver {
         self.netlink.reconfigure(self.index, &self.spec, socket.as_raw_fd())?;
         let taken = was_taken(&socket);
         if taken {
-            allow_stalls(&socket)?;
+            let settled = allow_stalls(&socket);
+            self.sockets.add(socket);
+            settled?;
         }
         self.be_patient()?;
         Ok(taken)
+    }
+
+    fn living(&self) -> u32 {
+        self.sockets.living().len() as u32
+    }
+
+    fn owed(&self) -> u32 {
+        self.sockets.owed()
     }
 
     fn fail_requests(&mut self) {
@@ -528,15 +551,16 @@ impl<D: Driver> Supervisor<D> {
             {
                 return ended;
             }
-            if woken.died {
-                self.connection_died();
-            }
-            if looked.elapsed() >= WATCH {
+            // Detaching shuts all sockets down, too.
+            if woken.died || looked.elapsed() >= WATCH {
                 looked = Instant::now();
                 if !self.driver.is_attached() {
                     self.shared.tell(AttachEvent::Gone);
                     return Ok(());
                 }
+            }
+            if woken.died {
+                self.connection_died();
             }
             if self.mending.is_some_and(|mending| mending.next <= Instant::now()) {
                 self.mend();
@@ -586,22 +610,30 @@ impl<D: Driver> Supervisor<D> {
                 mending.restored += 1;
                 mending.next = Instant::now();
                 mending.pause = RETRY_MIN;
-                let more = mending.restored < self.connections;
+                let more = self.driver.living() < self.connections;
                 self.mending = more.then_some(*mending);
             }
             // None is dead, or not yet.
             Ok(false) => {
                 mending.premature += 1;
                 mending.next = Instant::now() + PREMATURE;
-                let again = mending.restored == 0 && mending.premature < PREMATURE_MAX;
-                self.mending = again.then_some(*mending);
+                let early = mending.premature < PREMATURE_MAX;
+                if self.driver.owed() > 0 {
+                    if !early {
+                        mending.again_later();
+                    }
+                    self.mending = Some(*mending);
+                } else {
+                    self.mending = (mending.restored == 0 && early).then_some(*mending);
+                }
             }
+            // It is detached, and only not gone because somebody has it open.
+            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.mending = None,
             Err(error) => self.failed(ReplayError::Away(error), mending),
         }
     }
 
-    /// Requests go over what was restored. Whether another connection is dead is only known when
-    /// one is offered, and the server may have no room for more.
+    /// Requests go over those that live, and the server may have no room for more.
     fn failed_further(&mut self, mending: &mut Mending) {
         mending.further += 1;
         mending.again_later();
@@ -609,7 +641,7 @@ impl<D: Driver> Supervisor<D> {
     }
 
     fn failed(&mut self, error: ReplayError, mending: &mut Mending) {
-        if mending.restored > 0 && matches!(error, ReplayError::Away(_)) {
+        if self.driver.living() > 0 && matches!(error, ReplayError::Away(_)) {
             return self.failed_further(mending);
         }
         match error {

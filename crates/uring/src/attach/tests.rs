@@ -60,6 +60,11 @@ impl Server {
 struct Fake {
     script: VecDeque<Woken>,
     dead: Arc<AtomicU32>,
+    living: u32,
+    /// Offers that it takes for premature.
+    unready: u32,
+    /// What it answers to offers from then on.
+    refuses: Option<i32>,
     attached: bool,
     failing: bool,
 }
@@ -77,11 +82,27 @@ impl Driver for Fake {
     }
 
     fn give(&mut self, _socket: OwnedFd) -> io::Result<bool> {
+        if self.unready > 0 {
+            self.unready -= 1;
+            return Ok(false);
+        }
+        if let Some(errno) = self.refuses {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
         let taken = self.dead.load(Ordering::SeqCst) > 0;
         if taken {
             self.dead.fetch_sub(1, Ordering::SeqCst);
+            self.living += 1;
         }
         Ok(taken)
+    }
+
+    fn living(&self) -> u32 {
+        self.living
+    }
+
+    fn owed(&self) -> u32 {
+        self.dead.load(Ordering::SeqCst)
     }
 
     fn fail_requests(&mut self) {
@@ -107,6 +128,9 @@ fn supervisor(link: Link, script: &[Woken], dead: u32, connections: u32) -> Supe
     let driver = Fake {
         script: script.iter().copied().collect(),
         dead: Arc::new(AtomicU32::new(dead)),
+        living: connections.saturating_sub(dead),
+        unready: 0,
+        refuses: None,
         attached: true,
         failing: false,
     };
@@ -283,4 +307,67 @@ fn the_kernel_sends_no_request_longer_than_a_step() {
         assert_eq!(now.trim(), after.trim(), "{before}");
     }
     std::fs::remove_dir_all(&folder).expect("ours");
+}
+
+/// The driver may need a while to note what the socket shows at once.
+#[test]
+fn a_connection_that_is_known_to_be_dead_is_not_given_up() {
+    let offers = super::PREMATURE_MAX + 2;
+    let mut server = Server::start("owed", b"yes!", 2 + offers as usize);
+    let link = server.link();
+    let mut supervisor = supervisor(link, &[], 1, 1);
+    supervisor.driver.unready = offers;
+    supervisor.connection_died();
+    while let Some(mending) = supervisor.mending {
+        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
+        supervisor.mend();
+    }
+    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    assert_eq!(events, [AttachEvent::Dead, AttachEvent::Restored]);
+    server.end();
+}
+
+/// The server has room for one connection less than before it went away.
+#[test]
+fn requests_over_living_connections_are_not_said_to_fail() {
+    let mut server = Server::start("living", b"yes!", 1);
+    let link = server.link();
+    server.end();
+    let mut supervisor = supervisor(link, &[], 1, 2);
+    supervisor.connection_died();
+    while let Some(mending) = supervisor.mending {
+        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
+        supervisor.mend();
+    }
+    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    assert_eq!(events, [AttachEvent::Dead]);
+    assert!(!supervisor.driver.failing, "the other one serves them");
+}
+
+#[test]
+fn one_death_of_several_takes_one_connection() {
+    let mut server = Server::start("one", b"yes!", 2);
+    let link = server.link();
+    let mut supervisor = supervisor(link, &[], 1, 4);
+    supervisor.connection_died();
+    supervisor.mend();
+    assert!(supervisor.mending.is_none(), "all four are known to live");
+    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    assert_eq!(events, [AttachEvent::Dead, AttachEvent::Restored]);
+    server.end();
+}
+
+/// Detached by force, but still open somewhere: its sockets are shut down, and it takes no others.
+#[test]
+fn a_device_that_takes_no_socket_any_more_is_left_alone() {
+    let mut server = Server::start("bound", b"yes!", 2);
+    let link = server.link();
+    let mut supervisor = supervisor(link, &[], 1, 1);
+    supervisor.driver.refuses = Some(libc::EINVAL);
+    supervisor.connection_died();
+    supervisor.mend();
+    assert!(supervisor.mending.is_none(), "until it is gone");
+    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    assert_eq!(events, [AttachEvent::Dead]);
+    server.end();
 }
