@@ -280,10 +280,10 @@ export interface Native extends NativeClient {
    */
   open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>;
   /**
-   * What would hold here for a daemon that locks so much memory, for `doctor`: the guards, with
-   * io_uring itself as `io_uring`.
+   * What would hold here for a daemon with so many bytes of reserve and of index, for `doctor`: the
+   * guards, with io_uring itself as `io_uring`.
    */
-  probe(lockedBytes: bigint): Guard[];
+  probe(reserveBytes: bigint, indexBytes: bigint): Guard[];
   /** How to read {@link NativeEngine.counters}. */
   counterLayout(): CounterLayout;
 }

@@ -120,7 +120,7 @@ async function compile() {
 function tryRing() {
   const { probe } = createRequire(import.meta.url)('../crates/uring/binding.cjs');
   /** @type {{ measure: string, up: boolean, advice: string | null }[]} */
-  const guards = probe(0n);
+  const guards = probe(0n, 0n);
   const uring = guards.find((guard) => guard.measure === 'io_uring');
   if (uring !== undefined && !uring.up) {
     throw new Refusal(uring.advice ?? 'io_uring is not available here.');

@@ -450,7 +450,7 @@ export type NativeOrder = 'strict' | 'relaxed'
 export declare function open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>
 
 /**
- * What would hold here for a daemon that locks so much memory, for `doctor`: the guards, with
- * io_uring itself as `io_uring`.
+ * What would hold here for a daemon with so many bytes of reserve and of index, for `doctor`: the
+ * guards, with io_uring itself as `io_uring`.
  */
-export declare function probe(lockedBytes: bigint): Array<Guard>
+export declare function probe(reserveBytes: bigint, indexBytes: bigint): Array<Guard>

@@ -38,7 +38,7 @@ export function addDoctorCommand(program: Command, context: Context): void {
     .option('--cache <device>', 'show what is on this device too')
     .action(async (options: { cache?: string }) => {
       const native = context.native();
-      const guards = native.probe(await lockedBytes(options.cache));
+      const guards = native.probe(CONFIG_DEFAULTS.reserveBytes, await indexBytes(options.cache));
       const show = (...lines: readonly string[]) => context.write(`${lines.join('\n')}\n`);
       show('system', ...indented(await systemLines()));
       show('', 'protections of the I/O path', ...indented(guardLines(guards)));
@@ -51,16 +51,12 @@ export function addDoctorCommand(program: Command, context: Context): void {
     });
 }
 
-/**
- * What `serve` would lock, unless told otherwise: its reserve, and what the index of this cache
- * device has at most.
- */
-async function lockedBytes(cache: string | undefined): Promise<bigint> {
+/** What the index of this cache device has at most, unless `serve` is told otherwise. */
+async function indexBytes(cache: string | undefined): Promise<bigint> {
   const device =
     cache === undefined ? null : await findDevice(cache, 'cache device').catch(() => null);
-  const indexBytes = (device?.sizeBytes ?? 0n) / CACHE_BYTES_PER_INDEX_BYTE;
-  const least = INDEX_BYTES_LEAST;
-  return CONFIG_DEFAULTS.reserveBytes + (indexBytes > least ? indexBytes : least);
+  const bytes = (device?.sizeBytes ?? 0n) / CACHE_BYTES_PER_INDEX_BYTE;
+  return bytes > INDEX_BYTES_LEAST ? bytes : INDEX_BYTES_LEAST;
 }
 
 async function systemLines(): Promise<readonly string[]> {

@@ -38,7 +38,7 @@ test('the counters have names, and each name is used once', (t) => {
 });
 
 test('probe tells of every guard and of io_uring, with advice for those that are down', (t) => {
-  const guards = native.probe(256n << 20n);
+  const guards = native.probe(256n << 20n, 16n << 20n);
   const measures = guards.map(({ measure }) => measure);
   t.true(measures.includes('io_uring'), measures.join());
   t.true(measures.includes('memory_locked'), measures.join());

@@ -168,8 +168,8 @@ export function createFakeNative(): FakeNative {
     },
     opened: () => openedWith,
     counterLayout: () => LAYOUT,
-    probe: (lockedBytes) => {
-      call('probe', lockedBytes);
+    probe: (reserveBytes, indexBytes) => {
+      call('probe', reserveBytes, indexBytes);
       return native.guards;
     },
     check: async (path) => {

@@ -103,11 +103,11 @@ pub fn uring_advice(error: &io::Error) -> String {
     }
 }
 
-/// What would hold here for a daemon that locks `locked_bytes` of memory, without opening anything
-/// that is the user's.
+/// What would hold here for a daemon with so many bytes of reserve and of index, without opening
+/// anything that is the user's.
 #[must_use]
-pub fn probe(locked_bytes: u64) -> Vec<Guard> {
-    let huge_pages = match Mapping::new(64 << 20) {
+pub fn probe(reserve_bytes: u64, index_bytes: u64) -> Vec<Guard> {
+    let huge_pages = match Mapping::new(reserve_bytes) {
         Ok(mapping) => mapping.huge_pages_guard(),
         Err(error) => guard("huge_pages", Some(format!("{error}"))),
     };
@@ -118,7 +118,7 @@ pub fn probe(locked_bytes: u64) -> Vec<Guard> {
     let uring = ring_setup::build(8, 16).err().map(|error| uring_advice(&error));
     vec![
         guard("io_uring", uring),
-        memory_locked(memory::try_lock(locked_bytes), true),
+        memory_locked(memory::try_lock(reserve_bytes.saturating_add(index_bytes)), true),
         flusher,
         oom_score_probe(),
         direct_io_probe(),

@@ -256,7 +256,7 @@ fn guards_and_probe_say_what_to_do_where_they_are_down() {
     ringfence_uring::format(&files.cache(), SEGMENT_BYTES).expect("formatted");
     let host = files.open(Mode::Writeback);
     let opened = &host.runtime.opened().guards;
-    let probed = ringfence_uring::probe(4096);
+    let probed = ringfence_uring::probe(2 << 20, 4096);
     for guard in opened.iter().chain(&probed) {
         assert_eq!(guard.up, guard.advice.is_none(), "{guard:?}");
     }

@@ -68,12 +68,13 @@ pub fn open(
     OpenTask::new(open_spec(options)?, &bell).map(AsyncTask::new)
 }
 
-/// What would hold here for a daemon that locks so much memory, for `doctor`: the guards, with
-/// io_uring itself as `io_uring`.
+/// What would hold here for a daemon with so many bytes of reserve and of index, for `doctor`: the
+/// guards, with io_uring itself as `io_uring`.
 #[napi]
-pub fn probe(locked_bytes: BigInt) -> napi::Result<Vec<Guard>> {
-    let locked_bytes = whole_bigint("lockedBytes", &locked_bytes)?;
-    Ok(crate::probe(locked_bytes).into_iter().map(Guard::from).collect())
+pub fn probe(reserve_bytes: BigInt, index_bytes: BigInt) -> napi::Result<Vec<Guard>> {
+    let reserve_bytes = whole_bigint("reserveBytes", &reserve_bytes)?;
+    let index_bytes = whole_bigint("indexBytes", &index_bytes)?;
+    Ok(crate::probe(reserve_bytes, index_bytes).into_iter().map(Guard::from).collect())
 }
 
 /// How to read the counters of an engine.
