@@ -68,6 +68,10 @@ pub struct Reclaim {
     pub(super) entry: usize,
     pub(super) block: u64,
     pub(super) survivors: Vec<Survivor>,
+    /// The newest record of the segments before this one.
+    before: Sequence,
+    /// The newest record that was looked at, of this one or before.
+    passed: Sequence,
     /// Clean blocks of the segment that were worth copying.
     kept: u64,
     outstanding: usize,
@@ -84,8 +88,8 @@ pub struct Reclaim {
 }
 
 impl Reclaim {
-    /// Nothing to do yet.
-    pub fn new() -> Self {
+    /// Nothing to do yet, on a log with this tail.
+    pub fn new(tail: Sequence) -> Self {
         Self {
             phase: Phase::Idle,
             segment_use: 0,
@@ -96,6 +100,8 @@ impl Reclaim {
             entry: 0,
             block: 0,
             survivors: Vec::with_capacity(BATCH_BLOCKS),
+            before: tail.previous(),
+            passed: tail.previous(),
             kept: 0,
             outstanding: 0,
             paused: false,
@@ -238,8 +244,13 @@ impl Engine {
                 return self.scan_finished();
             };
             if self.reclaim.entry == 0 && self.reclaim.block == 0 {
-                // Also of a record without entries: it may be the one that begins an epoch.
-                self.exports.count_carry_epochs(record.epoch_starts.get());
+                let sequence = Sequence(record.sequence.get());
+                let is_behind_loss = sequence > self.reclaim.passed.next();
+                self.reclaim.passed = sequence;
+                // Also of a record without entries: it may be the one that begins an epoch. So may
+                // be one that is lost, and accepted as lost.
+                let starts = if is_behind_loss { u64::MAX } else { record.epoch_starts.get() };
+                self.exports.count_carry_epochs(starts);
             }
             let Some(entry) = entries.get(self.reclaim.entry).copied() else {
                 self.reclaim.at = reader.position();
@@ -331,6 +342,7 @@ impl Engine {
         self.reclaim.at = 0;
         self.reclaim.entry = 0;
         self.reclaim.block = 0;
+        self.reclaim.passed = self.reclaim.before;
         let clean = self.reclaim.survivors.iter().filter(|survivor| survivor.dirty.is_none());
         self.reclaim.kept -= clean.count() as u64;
         self.reclaim.survivors.clear();
@@ -474,6 +486,7 @@ impl Engine {
     }
 
     fn reuse_segment(&mut self) {
+        self.reclaim.before = self.reclaim.passed;
         self.log.oldest_use += 1;
         self.admission.log_wrapped();
         self.counters.add(Counter::SegmentsReclaimed, 1);

@@ -755,7 +755,7 @@ impl Rebuild {
             ),
             tier: MemoryTier::new((plan.memory_tier.length / BLOCK_BYTES_U64) as usize),
             destagers: (0..plan.destagers).map(destager).collect(),
-            reclaim: Reclaim::new(),
+            reclaim: Reclaim::new(Sequence(superblock.tail.get())),
             carried: CarriedTable::new(self.carried),
             superblock: SuperblockKeeper::new(superblock.clone()),
             controls: FixedQueue::new(CONTROLS_MAX + 1),

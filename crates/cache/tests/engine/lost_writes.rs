@@ -1,6 +1,7 @@
 //! Device writes that were reported as done, flushed, and are not there: decision 0013.
 
 use crate::bench::Bench;
+use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{
     SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, WRITE_BLOCKS_MAX, footer_bytes,
 };
@@ -182,4 +183,71 @@ fn lives_that_both_superblocks_lack_are_known_from_the_log() {
         assert_eq!(bench.read(0, all.len() as u64), all);
         assert_eq!(check(&mut bench.disk).expect("a cache").findings, [], "written anew");
     }
+}
+
+/// Two epochs of an export whose origin is away: the first one's blocks are 1, the second one's 2.
+/// The record that began the second, the last of the first segment, is lost, and so is the
+/// segment's footer.
+fn epoch_begun_in_what_is_lost(exports: &[(Mode, Order)]) -> Bench {
+    let mut bench = Bench::new(exports);
+    bench.faults.origin_writes_of = Some(0);
+    for step in 0..2 {
+        bench.write(0, step * MIB, MIB, 1).expect("written");
+    }
+    bench.flush().expect("flushed");
+    for step in 2..5 {
+        bench.write(0, step * MIB, MIB, 2).expect("written");
+    }
+    bench.flush().expect("flushed");
+    let record = 257 * BLOCK_BYTES;
+    let segment = SEGMENTS_OFFSET as usize;
+    let footer = segment + (SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN)) as usize;
+    lose(&mut bench, segment + 2 * record, 257);
+    lose(&mut bench, footer, footer_bytes(SEGMENT_BYTES_MIN) as usize / BLOCK_BYTES);
+    is_refused(&mut bench, 3);
+    bench
+}
+
+/// Whether the first export's origin was flushed between the last of its blocks that are 1 and the
+/// first that is 2.
+fn keeps_epochs(bench: &Bench) -> bool {
+    let of_first = bench.origin_log.iter().filter(|(_, export, _)| *export == 0);
+    let log: Vec<_> = of_first.map(|&(what, _, block)| (what, block)).collect();
+    let second = log.iter().position(|&(what, block)| what == "write" && block >= 512);
+    let second = second.expect("the second epoch reaches the origin");
+    let first = log.iter().rposition(|&(what, block)| what == "write" && block < 512);
+    let first = first.expect("the first epoch reaches the origin");
+    first < second && log[first..second].iter().any(|&(what, _)| what == "flush")
+}
+
+#[test]
+fn an_epoch_may_have_begun_in_records_whose_loss_was_accepted() {
+    let mut bench = epoch_begun_in_what_is_lost(&[STRICT]);
+    bench.faults.origin_writes_of = None;
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    let steps: Vec<_> = (0..5).map(|step| bench.origin(0, step * 256)).collect();
+    assert_eq!(steps, [1, 1, 0xee, 2, 2]);
+    assert!(keeps_epochs(&bench), "{:?}", bench.origin_log);
+}
+
+/// The same where both epochs have been carried away from the tail meanwhile.
+#[test]
+fn so_it_may_where_what_is_left_was_carried() {
+    let mut bench = epoch_begun_in_what_is_lost(&[STRICT, STRICT]);
+    for step in 0.. {
+        assert!(step < 100, "nothing is carried");
+        let ticket = bench.begin_write_to(1, step % 7 * MIB, MIB, 9);
+        while bench.answer(ticket).is_none() {
+            bench.pass(10_000_000);
+        }
+        assert_eq!(bench.now_or_never(ticket).result, Ok(()), "it waits for no more than room");
+        if bench.engine_counter(Counter::SegmentsReclaimed) >= 2 {
+            break;
+        }
+    }
+    assert_eq!(bench.counter(ExportCounter::DirtyBytes), 4 * MIB, "carried, and not destaged");
+    bench.faults.origin_writes_of = None;
+    bench.pass(10_000_000_000);
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    assert!(keeps_epochs(&bench), "{:?}", bench.origin_log);
 }

@@ -167,15 +167,9 @@ impl Engine {
             return false;
         }
         if segment_use < self.log.open_use() && !self.log.has_summary(segment_use) {
-            // Lost, and accepted as lost. An epoch may have begun there.
-            let destager = &mut self.destagers[index];
-            let order = self.exports.get(destager.export).order;
-            if order == Order::Strict && destager.epoch_has_begun() {
-                destager.epoch_ended = true;
-                return false;
-            }
+            // Lost, and accepted as lost.
             let cursor = Cursor { segment_use: segment_use + 1, summary_at: 0 };
-            destager.position = Position { cursor, entry: 0, block: 0 };
+            self.destagers[index].position = Position { cursor, entry: 0, block: 0 };
             return true;
         }
         let Some(buffer) = self.destage_summary(index, segment_use) else {
@@ -201,7 +195,9 @@ impl Engine {
         if sequence > self.log.durable() && !canary::breaks(17) || is_over {
             return false;
         }
-        let starts_epoch = record.epoch_starts.get() & destager.export.bit() != 0;
+        // Where records are lost, and accepted as lost, an epoch may have begun.
+        let is_behind_loss = sequence > destager.done.sequence.next();
+        let starts_epoch = record.epoch_starts.get() & destager.export.bit() != 0 || is_behind_loss;
         let at_start = destager.position.entry == 0 && destager.position.block == 0;
         let begins_next = starts_epoch && at_start && destager.epoch_has_begun();
         if export.order == Order::Strict && begins_next {
