@@ -441,6 +441,15 @@ impl Log {
         (record.sequence, record.header)
     }
 
+    /// The end of the closed records: where the open one lies or, at the earliest, the next one.
+    pub fn closed_end(&self) -> LogAddress {
+        match (&self.record, &self.segment) {
+            (Some(record), _) => record.header,
+            (None, Some(open)) => self.geometry.address(open.segment_use, open.offset_blocks),
+            (None, None) => self.geometry.address(self.next_use, 0),
+        }
+    }
+
     /// Whether a record is open.
     pub fn has_open_record(&self) -> bool {
         self.record.is_some()

@@ -52,6 +52,53 @@ fn zeroes_in_runs() -> Bench {
     bench
 }
 
+/// The origin is back before the copies of its data are durable: from then on it has the data, and
+/// a copy that rots is no loss.
+#[test]
+fn copies_are_clean_as_soon_as_the_origin_has_their_data() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    bench.write(0, 0, 1 << 20, 5).expect("written");
+    bench.flush().expect("flushed");
+    bench.pass(SECOND);
+    // The other export has all the room, and waits for more.
+    let mut at = 0;
+    let waiting = loop {
+        bench.faults.hold_device_writes = true;
+        let ticket = bench.begin_write_to(1, at % 7 << 20, 1 << 20, 9);
+        bench.turn();
+        if bench.answer(ticket).is_none() {
+            break ticket;
+        }
+        bench.faults.hold_device_writes = false;
+        bench.release_device_writes();
+        for _ in 0..40 {
+            bench.turn();
+        }
+        at += 1;
+        assert!(at < 100, "there is room without end");
+    };
+    for _ in 0..40 {
+        bench.turn();
+    }
+    bench.faults.origin_writes_of = None;
+    bench.pass(10 * SECOND);
+    assert_eq!(bench.origin(0, 0), 5, "the origin has it");
+    bench.faults.hold_device_writes = false;
+    bench.release_device_writes();
+    bench.pass(SECOND);
+    assert!(bench.answer(waiting).is_some(), "there is room again");
+    assert!(bench.engine_counter(Counter::SegmentsReclaimed) > 0, "the copies are what is left");
+    // What is in memory cannot rot.
+    for at in 0..8 {
+        bench.write(1, at % 7 << 20, 1 << 20, 9).expect("written");
+        bench.pass(SECOND);
+    }
+    bench.disk.damage(5);
+    assert_eq!(bench.read(0, 256), [Some(5); 256]);
+    assert_eq!(bench.counter(ExportCounter::ChecksumErrorsDirty), 0);
+}
+
 #[test]
 fn zeroes_are_carried_a_part_in_each_turn() {
     let mut bench = zeroes_in_runs();

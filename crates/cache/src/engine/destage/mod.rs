@@ -473,8 +473,9 @@ impl Engine {
         destager.done.passed = DirtyAccount::default();
         export.advance_watermark(done.sequence, done.end, done.cursor);
         if !export.is_dirty() {
-            // Copies that were carried lie behind the end of what destage took from the log.
-            export.watermark_end = export.watermark_end.max(self.log.durable_end());
+            // Copies that were carried lie behind the end of what destage took from the log,
+            // wherever they are. Only what joins the open record from now on is newer.
+            export.watermark_end = export.watermark_end.max(self.log.closed_end());
         }
         export.origin_written = export.origin_written.max(done.sequence);
         export.oldest_dirty_wall_ns = done.wall_ns;
