@@ -8,6 +8,7 @@ use ringfence_cache::{Buffer, Command, Mode, Order};
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const TRIM: Command = Command::Trim { fua: false };
 const SECOND: u64 = 1_000_000_000;
+const MIB: u64 = 1 << 20;
 /// Runs of zeroes, each of which takes an entry of its own when it is carried.
 const RUNS: u64 = 10_000;
 /// Where the superblocks are.
@@ -20,7 +21,7 @@ fn fill_with_other(bench: &mut Bench) -> usize {
     for at in 0..100 {
         let nowhere = Buffer { offset: 0, length: 0 };
         let command = Command::Write { buffer: nowhere, fua: false };
-        let ticket = bench.submit(1, command, at % 7 * 256 * 4096, 1 << 20);
+        let ticket = bench.submit(1, command, at % 7 * MIB, MIB);
         for _ in 0..40 {
             bench.turn();
             at_once += usize::from(bench.is_turn_due());
@@ -58,14 +59,14 @@ fn zeroes_in_runs() -> Bench {
 fn copies_are_clean_as_soon_as_the_origin_has_their_data() {
     let mut bench = Bench::new(&[STRICT, STRICT]);
     bench.faults.origin_writes_of = Some(0);
-    bench.write(0, 0, 1 << 20, 5).expect("written");
+    bench.write(0, 0, MIB, 5).expect("written");
     bench.flush().expect("flushed");
     bench.pass(SECOND);
     // The other export has all the room, and waits for more.
     let mut at = 0;
     let waiting = loop {
         bench.faults.hold_device_writes = true;
-        let ticket = bench.begin_write_to(1, at % 7 << 20, 1 << 20, 9);
+        let ticket = bench.begin_write_to(1, at % 7 * MIB, MIB, 9);
         bench.turn();
         if bench.answer(ticket).is_none() {
             break ticket;
@@ -91,7 +92,7 @@ fn copies_are_clean_as_soon_as_the_origin_has_their_data() {
     assert!(bench.engine_counter(Counter::SegmentsReclaimed) > 0, "the copies are what is left");
     // What is in memory cannot rot.
     for at in 0..8 {
-        bench.write(1, at % 7 << 20, 1 << 20, 9).expect("written");
+        bench.write(1, at % 7 * MIB, MIB, 9).expect("written");
         bench.pass(SECOND);
     }
     bench.disk.damage(5);
@@ -120,5 +121,5 @@ fn zeroes_in_many_runs_leave_a_segment_for_the_record_with_the_tail() {
     }
     assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0);
     assert!((0..2 * RUNS).all(|block| bench.origin(0, block) == 0));
-    bench.write(1, 0, 1 << 20, 9).expect("and it goes on");
+    bench.write(1, 0, MIB, 9).expect("and it goes on");
 }
