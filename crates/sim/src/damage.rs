@@ -5,20 +5,22 @@
 //! the sequences and the client blocks that it hits. A client error is explained only at such a
 //! block. Flushed data may be gone only from a record on that was hit: one that the start named
 //! when it refused, or one behind which no header on the device says that it was durable; and only
-//! what its client came to know as durable after that record was written.
+//! what its client came to know as durable after that record was written, or what had been carried
+//! there or later, so that it is nowhere else.
 
 use crate::content;
 use crate::device::WriteSerial;
 use crate::faults::FaultKind;
 use crate::violation::{Kind, Violation};
 use crate::world::World;
-use ringfence_cache::format::{HeaderExpectation, RecordHeader, Superblock};
+use ringfence_cache::format::{EntryKind, HeaderExpectation, RecordHeader, Superblock};
 use ringfence_cache::limits::{
     SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, footer_bytes,
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::rc::Rc;
 use zerocopy::FromBytes;
 
 /// Damages of one world, so that something is left to be read.
@@ -27,10 +29,30 @@ const LOG_PAGE: u64 = SEGMENTS_OFFSET / BLOCK_BYTES_U64;
 const SEGMENT_PAGES: u64 = SEGMENT_BYTES_MIN / BLOCK_BYTES_U64;
 
 /// A record as it was last written to a place.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Written {
     pages: u64,
     sequence: u64,
+    /// Which block of its export each page behind the header has.
+    blocks: Rc<[u64]>,
+}
+
+/// What may be gone after a start.
+#[derive(Clone, Debug)]
+pub struct Excuse {
+    /// What became durable from this moment on.
+    until: u64,
+    /// Dirty data of these blocks of all exports, whenever it was written.
+    carried: Rc<[Range<u64>]>,
+}
+
+/// When a record was written, and what went with it.
+#[derive(Clone, Debug)]
+struct Moment {
+    at: u64,
+    segment_use: u64,
+    /// Blocks whose dirty data was copied there from the tail; of which export is not said.
+    carried: Rc<[Range<u64>]>,
 }
 
 /// What was damaged so far.
@@ -43,8 +65,8 @@ pub struct Damage {
     sequences: BTreeSet<u64>,
     /// Records by the first page of the place they were written to.
     records: BTreeMap<u64, Written>,
-    /// By sequence: the moment it was written, and in which use of a segment.
-    moments: BTreeMap<u64, (u64, u64)>,
+    /// By sequence.
+    moments: BTreeMap<u64, Moment>,
     /// Writes that land elsewhere, until they have been flushed, and the pages where they do.
     misdirected: Vec<(WriteSerial, Range<u64>)>,
 }
@@ -82,21 +104,40 @@ impl Damage {
             };
             let (first, sequence) = (place / BLOCK_BYTES_U64, header.sequence.get());
             let pages = 1 + u64::from(header.payload_blocks.get());
+            let entries = header.entries().iter();
+            let range = |first: u64, blocks: u32| first..first + u64::from(blocks);
+            let payload = entries.clone().map(|e| range(e.block.get(), e.payload_blocks()));
+            let blocks = payload.flatten().collect();
+            let is_carried = |kind| matches!(kind, EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy);
+            let carried = entries.filter(|entry| is_carried(entry.kind()));
+            let carried = carried.map(|e| range(e.block.get(), e.count.get())).collect();
+            let segment_use = header.segment_use.get();
             self.records
                 .retain(|start, old| *start + old.pages <= first || *start >= first + pages);
-            self.records.insert(first, Written { pages, sequence });
-            self.moments.insert(sequence, (moment, header.segment_use.get()));
+            self.records.insert(first, Written { pages, sequence, blocks });
+            self.moments.insert(sequence, Moment { at: moment, segment_use, carried });
             at += usize::try_from(pages).expect("a record") * BLOCK_BYTES;
         }
     }
 
-    /// Notes that whatever record lies at a page is damaged.
-    fn note_page(&mut self, page: u64) {
-        if let Some((start, record)) = self.records.range(..=page).next_back()
-            && page < start + record.pages
-        {
-            self.sequences.insert(record.sequence);
+    /// Notes that whatever record lies at a page is damaged. If the page has payload, the number of
+    /// the block in its export.
+    fn note_page(&mut self, page: u64) -> Option<u64> {
+        let (start, record) = self.records.range(..=page).next_back()?;
+        let at = page - start;
+        if at >= record.pages {
+            return None;
         }
+        self.sequences.insert(record.sequence);
+        let payload = usize::try_from(at).expect("a record").checked_sub(1)?;
+        record.blocks.get(payload).copied()
+    }
+
+    /// What it excuses that a record is gone, and everything behind it.
+    fn excuse_from(&self, first: u64) -> Option<Excuse> {
+        let until = self.moments.get(&first)?.at;
+        let carried = self.moments.range(first..).flat_map(|(_, record)| record.carried.iter());
+        Some(Excuse { until, carried: carried.cloned().collect() })
     }
 }
 
@@ -214,9 +255,13 @@ impl World {
     /// Notes that bytes, from a page on, are damaged.
     fn note_damage(&mut self, first_page: u64, bytes: &[u8]) {
         for (block, page) in bytes.chunks_exact(BLOCK_BYTES).zip(first_page..) {
-            self.damage.note_page(page);
+            let number = self.damage.note_page(page);
             if let Some((export, offset)) = self.owner_of(block) {
                 self.damage.blocks.insert((export, offset / BLOCK_BYTES_U64));
+            } else if let Some(number) = number {
+                // Payload of nothing but zeroes: it does not name its export.
+                let exports = 0..self.content_limits().0;
+                self.damage.blocks.extend(exports.map(|export| (export, number)));
             }
         }
     }
@@ -231,23 +276,22 @@ impl World {
             .then_some((export, offset))
     }
 
-    /// From which moment on damage explains that flushed data is gone after the last restart, if it
-    /// does.
-    pub(crate) fn excuse(&mut self) -> Option<u64> {
+    /// What damage explains of flushed data that is gone after the last restart, if it does.
+    pub(crate) fn find_excuse(&mut self) -> Option<Excuse> {
         if !self.damage.any() {
             return None;
         }
         if let Some(first) = self.accepted_loss {
-            return self.damage.moments.get(&first).map(|(moment, _)| *moment);
+            return self.damage.excuse_from(first);
         }
         let superblock = self.superblock()?;
         let cut = superblock.first_sequence.get();
-        let &(moment, segment_use) = self.damage.moments.get(&cut)?;
+        let segment_use = self.damage.moments.get(&cut)?.segment_use;
         let (known, hit) = (self.known_durable(&superblock, segment_use), self.damage.hit(cut));
         self.trace.line(self.now_ns, || {
             format!("the log is cut at {cut} (damaged: {hit}); durable up to {known} is known")
         });
-        (hit && known < cut).then_some(moment)
+        if hit && known < cut { self.damage.excuse_from(cut) } else { None }
     }
 
     /// The newest superblock on the device.
@@ -286,7 +330,7 @@ impl World {
                 *durable = header.durable.get().max(*durable);
             }
         }
-        let unseen = (cut_use + 1..).find(|of| !by_use.contains_key(of)).unwrap_or(u64::MAX);
+        let unseen = (cut_use..).find(|of| !by_use.contains_key(of)).unwrap_or(u64::MAX);
         by_use.range(..unseen).map(|(_, durable)| *durable).max().unwrap_or(0)
     }
 
@@ -302,9 +346,14 @@ impl World {
         if !(is_loss || is_of_origin) || !self.damage.any() {
             return violation;
         }
-        let Some(until) = self.excused_from else { return violation };
+        let Some(Excuse { until, carried }) = self.excuse.clone() else { return violation };
         let contents = std::mem::take(&mut self.contents);
-        match self.checker.check_excused(&contents, until) {
+        let unit_bytes = self.scenario.unit_bytes;
+        let was_carried = |unit: usize| {
+            let block = unit as u64 * unit_bytes / BLOCK_BYTES_U64;
+            carried.iter().any(|blocks| blocks.contains(&block))
+        };
+        match self.checker.check_excused(&contents, until, &was_carried) {
             Err(worse) if !is_of_origin => worse,
             _ => {
                 let named = self.accepted_loss.is_some();

@@ -210,11 +210,17 @@ impl Checker {
     }
 
     /// Checks a restart after damage that explains that what became durable from a moment on is
-    /// gone: nothing else is, and every unit shows something that was written there.
+    /// gone, and what had been carried to where the damage is: nothing else is, and every unit shows
+    /// something that was written there.
     ///
     /// # Errors
     /// When something that was durable before is gone, or shows what belongs elsewhere.
-    pub fn check_excused(&self, contents: &Contents, until: u64) -> Result<(), Violation> {
+    pub fn check_excused(
+        &self,
+        contents: &Contents,
+        until: u64,
+        was_carried: &dyn Fn(usize) -> bool,
+    ) -> Result<(), Violation> {
         let required = self.required(until);
         for (values, export) in contents.iter().zip(0u8..) {
             for (unit, &value) in values.iter().enumerate() {
@@ -227,7 +233,7 @@ impl Checker {
                 };
                 let older = |id: &u32| self.origin_value_is_before(export, unit, value, *id);
                 let missing = required[usize::from(export)][unit].iter().find(|id| older(id));
-                if known && missing.is_none() {
+                if known && (missing.is_none() || was_carried(unit)) {
                     continue;
                 }
                 let place = format!("after a restart with damage unit {unit} of export {export}");

@@ -286,11 +286,16 @@ fn damage_excuses_only_what_became_durable_after_it() {
     checker.answer_write(late);
     checker.crash();
     let shows = |first, second| vec![vec![first, first, second, second, 1, 1, 1, 1]];
-    let excused = |contents: &Vec<Vec<Value>>| checker.check_excused(contents, damaged);
+    let excused = |contents: &Vec<Vec<Value>>| checker.check_excused(contents, damaged, &|_| false);
     assert_eq!(excused(&shows(early, late)), Ok(()), "nothing is gone");
     assert_eq!(excused(&shows(early, 1)), Ok(()), "what the damage took");
     assert!(checker.check_recovered(shows(early, 1)).is_err(), "without damage it is a loss");
     let kind = |first, second| excused(&shows(first, second)).map_err(|found| found.kind);
     assert_eq!(kind(1, 1), Err(Kind::Lost), "durable before the damage");
     assert_eq!(kind(late, 1), Err(Kind::Garbage), "another place's data");
+    let carried = |unit: usize| unit < 2;
+    let excused = |first, second| checker.check_excused(&shows(first, second), damaged, &carried);
+    assert_eq!(excused(1, 1), Ok(()), "the only copy had been carried there");
+    let found = excused(late, 1).map_err(|found| found.kind);
+    assert_eq!(found, Err(Kind::Garbage), "and still it is another place's data");
 }
