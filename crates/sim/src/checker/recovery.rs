@@ -210,8 +210,8 @@ impl Checker {
     }
 
     /// Checks a restart after damage that explains that what became durable from a moment on is
-    /// gone, and what had been carried to where the damage is: nothing else is, and every unit shows
-    /// something that was written there.
+    /// gone, and what had been carried to where the damage is: nothing else is, and every unit
+    /// shows something that was written there.
     ///
     /// # Errors
     /// When something that was durable before is gone, or shows what belongs elsewhere.
