@@ -130,13 +130,16 @@ function tryRing() {
 /**
  * Makes everything ready to run.
  *
+ * @param {() => void} [begin] called once nothing is missing: what it begins runs beside the build,
+ *   which keeps one processor busy for the most part
  * @throws {Refusal} with a sentence for each thing that is missing, or with the words of the step
  *   that failed
  */
-export async function setup() {
+export async function setup(begin = () => {}) {
   findCargo();
   const missing = missingRequirements();
   if (missing.length > 0) throw new Refusal(missing.join('\n'));
+  begin();
   await installPackages();
   await buildAddon();
   await compile();

@@ -21,12 +21,17 @@ const STAGE_FOLDERS = ['interop', 'crash', 'guest'];
  * @typedef {object} Stage
  * @property {string} name
  * @property {(log: string) => Promise<Results & { last?: boolean }>} run
+ * @property {(log: string) => Promise<unknown>} [early] what can be done beside the build
  */
 
-/** Nothing can be tested before the project builds: a failure here is the last stage. */
-async function build() {
+/**
+ * Nothing can be tested before the project builds: a failure here is the last stage.
+ *
+ * @param {() => void} begin
+ */
+async function build(begin) {
   try {
-    await setup();
+    await setup(begin);
     return { passed: 0, failed: 0, skipped: [] };
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
@@ -48,16 +53,22 @@ const WORKSPACE = ['--workspace', '--features', 'ringfence-uring/napi'];
 const CANARIES = ['-p', 'ringfence-sim', '--features', 'canary', '--test', 'canaries'];
 
 /**
- * Runs tests of Rust.
+ * A stage of tests of Rust.
  *
+ * @param {string} name
  * @param {readonly string[]} chosen
- * @returns {Stage['run']}
+ * @returns {Stage}
  */
-function cargoTests(chosen) {
-  return async (log) => {
-    const parameters = ['test', '--locked', '--no-fail-fast', ...chosen];
-    const result = await run('cargo', parameters, { quiet: true, log });
-    return shown(cargoResults(result.text, result.status), result.text);
+function cargoTests(name, chosen) {
+  const parameters = ['test', '--locked', '--no-fail-fast', ...chosen];
+  return {
+    name,
+    // What does not compile is told by the stage itself.
+    early: () => run('cargo', [...parameters, '--no-run'], { quiet: true }),
+    run: async (log) => {
+      const result = await run('cargo', parameters, { quiet: true, log });
+      return shown(cargoResults(result.text, result.status), result.text);
+    },
   };
 }
 
@@ -103,11 +114,10 @@ const ALONE = ['--concurrency', '1'];
 
 /** @type {readonly Stage[]} */
 const stages = [
-  { name: 'setup', run: build },
-  { name: 'packages', run: packages },
+  { name: 'packages', early: installTestPackages, run: packages },
   { name: 'check', run: async () => ({ ...(await check()), skipped: [] }) },
-  { name: 'cargo', run: cargoTests(WORKSPACE) },
-  { name: 'canaries', run: cargoTests(CANARIES) },
+  cargoTests('cargo', WORKSPACE),
+  cargoTests('canaries', CANARIES),
   { name: 'unit', run: avaTests(unitFolders, []) },
   { name: 'interop', run: avaTests(() => ['interop'], [...ALONE, '--timeout', '10m']) },
   { name: 'crash', run: avaTests(() => ['crash'], [...ALONE, '--timeout', '10m']) },
@@ -115,17 +125,27 @@ const stages = [
 ];
 
 /**
- * Runs stages and prints a line for each.
+ * Sets up, runs stages and prints a line for each.
  *
  * @param {readonly Stage[]} chosen
  */
 async function runStages(chosen) {
+  /** @param {Stage} stage */
+  const logOf = (stage) => join(LOGS, `${stage.name}.log`);
+  /** @type {Map<Stage, Promise<unknown>>} */
+  const early = new Map();
+  const begin = () => {
+    for (const stage of chosen) early.set(stage, stage.early?.(logOf(stage)) ?? Promise.resolve());
+  };
+  /** @type {Stage} */
+  const first = { name: 'setup', run: () => build(begin) };
   let passed = 0;
   let failed = 0;
-  for (const stage of chosen) {
+  for (const stage of [first, ...chosen]) {
     process.stdout.write(`== ${stage.name}\n`);
     const startMs = performance.now();
-    const results = await stage.run(join(LOGS, `${stage.name}.log`));
+    await early.get(stage);
+    const results = await stage.run(logOf(stage));
     const seconds = ((performance.now() - startMs) / 1000).toFixed(1);
     const counts = `${results.passed} passed, ${results.failed} failed`;
     process.stdout.write(`== ${stage.name}: ${counts}, ${seconds} s\n`);
@@ -137,15 +157,15 @@ async function runStages(chosen) {
 }
 
 await runAsScript(import.meta.url, async (names) => {
-  const unknown = names.filter((name) => !stages.some((stage) => stage.name === name));
+  const known = ['setup', ...stages.map(({ name }) => name)];
+  const unknown = names.filter((name) => !known.includes(name));
   if (unknown.length > 0) {
-    const known = stages.map(({ name }) => name).join(', ');
-    throw new Refusal(`There is no stage ${unknown.join(', ')}: name some of ${known}.`);
+    const [wrong, right] = [unknown.join(', '), known.join(', ')];
+    throw new Refusal(`There is no stage ${wrong}: name some of ${right}.`);
   }
   rmSync(LOGS, { recursive: true, force: true });
   mkdirSync(LOGS, { recursive: true });
-  const wanted = ['setup', ...names];
-  const chosen = names.length === 0 ? stages : stages.filter(({ name }) => wanted.includes(name));
+  const chosen = names.length === 0 ? stages : stages.filter(({ name }) => names.includes(name));
   const { passed, failed } = await runStages(chosen);
   process.stdout.write(`${passed} passed, ${failed} failed\n`);
   return failed === 0 ? 0 : 1;
