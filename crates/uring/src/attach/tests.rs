@@ -145,13 +145,26 @@ fn supervisor(link: Link, script: &[Woken], dead: u32, connections: u32) -> Supe
     }
 }
 
+/// What JavaScript has been told.
+fn told(supervisor: &Supervisor<Fake>) -> Vec<AttachEvent> {
+    lock(&supervisor.shared.events).iter().copied().collect()
+}
+
+/// Replaces dead connections until there is nothing left to do.
+fn mend_to_the_end(supervisor: &mut Supervisor<Fake>) {
+    while let Some(mending) = supervisor.mending {
+        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
+        supervisor.mend();
+    }
+}
+
 /// Runs until the script is over, then detaches.
 fn run(mut supervisor: Supervisor<Fake>) -> Vec<AttachEvent> {
     supervisor.driver.script.push_back(ASKED);
     lock(&supervisor.shared.commands).push_back(Command::Detach);
     supervisor.run().expect("an orderly end");
     assert!(!supervisor.driver.attached, "the device is detached");
-    lock(&supervisor.shared.events).iter().copied().collect()
+    told(&supervisor)
 }
 
 #[test]
@@ -201,7 +214,7 @@ fn what_javascript_negotiates_anew_is_handed_over_and_repeated_from_then_on() {
     assert!(supervisor.obey().is_none(), "the thread goes on");
     supervisor.connection_died();
     supervisor.mend();
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    let events = told(&supervisor);
     let expected = [AttachEvent::Dead, AttachEvent::Unlike, AttachEvent::Failing];
     assert_eq!(events[..3], expected);
     assert_eq!(events[3..], [AttachEvent::Restored, AttachEvent::Dead, AttachEvent::Restored]);
@@ -245,7 +258,7 @@ fn run_until_commanded(mut supervisor: Supervisor<Fake>) -> Vec<AttachEvent> {
             supervisor.mend();
         }
         if supervisor.obey().is_some() {
-            return lock(&supervisor.shared.events).iter().copied().collect();
+            return told(&supervisor);
         }
     }
 }
@@ -272,11 +285,8 @@ fn a_server_without_room_for_all_connections_is_not_said_to_be_away() {
     supervisor.connection_died();
     supervisor.mend();
     server.end();
-    while let Some(mending) = supervisor.mending {
-        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
-        supervisor.mend();
-    }
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    mend_to_the_end(&mut supervisor);
+    let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Dead, AttachEvent::Restored]);
     assert!(!supervisor.driver.failing, "requests go on over the others");
 }
@@ -288,7 +298,7 @@ fn a_device_that_somebody_else_detached_ends_the_thread() {
     let mut supervisor = supervisor(link, &[], 0, 1);
     supervisor.driver.attached = false;
     supervisor.run().expect("an orderly end");
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Gone]);
     server.end();
 }
@@ -318,11 +328,8 @@ fn a_connection_that_is_known_to_be_dead_is_not_given_up() {
     let mut supervisor = supervisor(link, &[], 1, 1);
     supervisor.driver.unready = offers;
     supervisor.connection_died();
-    while let Some(mending) = supervisor.mending {
-        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
-        supervisor.mend();
-    }
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    mend_to_the_end(&mut supervisor);
+    let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Dead, AttachEvent::Restored]);
     server.end();
 }
@@ -335,11 +342,8 @@ fn requests_over_living_connections_are_not_said_to_fail() {
     server.end();
     let mut supervisor = supervisor(link, &[], 1, 2);
     supervisor.connection_died();
-    while let Some(mending) = supervisor.mending {
-        std::thread::sleep(mending.next.saturating_duration_since(Instant::now()));
-        supervisor.mend();
-    }
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    mend_to_the_end(&mut supervisor);
+    let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Dead]);
     assert!(!supervisor.driver.failing, "the other one serves them");
 }
@@ -352,7 +356,7 @@ fn one_death_of_several_takes_one_connection() {
     supervisor.connection_died();
     supervisor.mend();
     assert!(supervisor.mending.is_none(), "all four are known to live");
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Dead, AttachEvent::Restored]);
     server.end();
 }
@@ -367,7 +371,7 @@ fn a_device_that_takes_no_socket_any_more_is_left_alone() {
     supervisor.connection_died();
     supervisor.mend();
     assert!(supervisor.mending.is_none(), "until it is gone");
-    let events: Vec<_> = lock(&supervisor.shared.events).iter().copied().collect();
+    let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Dead]);
     server.end();
 }
