@@ -427,15 +427,21 @@ impl Rebuild {
     ) -> Result<u64, OpenError> {
         let void_from = facts.void_from(segment.incarnation);
         let mut reader = SummaryReader::new(summary);
-        let mut last = 0;
-        let mut is_first = true;
+        let (mut last, mut is_first) = (0, true);
         let mut epochs = segment.epochs;
         loop {
             let at = reader.position();
             let Some((record, entries, sums)) = reader.next() else { break };
             let sequence = record.sequence.get();
+            if !std::mem::take(&mut is_first) {
+                record.begin_epochs(&mut epochs);
+            }
             if sequence >= void_from || sequence < self.expected {
                 break;
+            }
+            // What was accepted as lost stays lost, as does what only its life knew to be void.
+            if scanner.superblock.accepts_loss_of(sequence, sequence) {
+                continue;
             }
             if sequence > self.expected {
                 if self.expected > facts.durable {
@@ -458,14 +464,9 @@ impl Rebuild {
                     }
                 }
             }
-            if !is_first {
-                for (slot, epoch) in epochs.iter_mut().enumerate() {
-                    *epoch += record.epoch_starts.get() >> slot & 1;
-                }
-            } else {
+            if last == 0 {
                 self.accept_segment(segment, sequence);
             }
-            is_first = false;
             let first = segment.accepted.as_ref().map_or(sequence, |range| *range.start());
             segment.accepted = Some(first..=sequence);
             self.epochs = epochs;

@@ -75,6 +75,15 @@ pub struct SummaryRecord {
 
 const _: () = assert!(size_of::<SummaryRecord>() == 40);
 
+impl SummaryRecord {
+    /// Counts the epochs that begin with it, per export.
+    pub fn begin_epochs(&self, epochs: &mut [u64; EXPORTS_MAX]) {
+        for (slot, epoch) in epochs.iter_mut().enumerate() {
+            *epoch += self.epoch_starts.get() >> slot & 1;
+        }
+    }
+}
+
 /// Bytes that a record takes in a summary.
 #[must_use]
 pub const fn summary_bytes(entries: usize, payload_blocks: usize) -> usize {

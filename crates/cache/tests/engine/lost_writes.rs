@@ -131,6 +131,30 @@ fn a_loss_is_accepted_once_and_no_other_with_it() {
     }
 }
 
+/// A life takes a record for the end of the log, and writes its own with the same number. That one
+/// is lost: the other must not come back in its place.
+#[test]
+fn what_a_lost_life_had_cut_off_stays_void() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.write_block(0, 1);
+    bench.pass(10_000_000);
+    let block = bench.disk.blocks_of(1)[0];
+    bench.disk.bytes[block] ^= 1;
+    bench.restart();
+    bench.disk.bytes[block] ^= 1;
+    assert_eq!(bench.read(0, 1), [Some(0xee)], "it was not written whole");
+    for block in 1..4 {
+        bench.write_block(block, 2);
+        bench.flush().expect("flushed");
+    }
+    lose(&mut bench, (SEGMENTS_OFFSET + SEGMENT_BYTES_MIN) as usize, 2);
+    is_refused(&mut bench, 1);
+    for _ in 0..2 {
+        assert_eq!(bench.read(0, 4), [Some(0xee); 4]);
+        assert_eq!(bench.try_restart().expect("an open cache").lost, None);
+    }
+}
+
 /// Three segments of dirty data, and of the one in the middle nothing is known.
 #[test]
 fn destage_goes_on_behind_a_segment_whose_loss_was_accepted() {
