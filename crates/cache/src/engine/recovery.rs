@@ -433,15 +433,10 @@ impl Rebuild {
             let at = reader.position();
             let Some((record, entries, sums)) = reader.next() else { break };
             let sequence = record.sequence.get();
-            if !std::mem::take(&mut is_first) {
-                record.begin_epochs(&mut epochs);
-            }
-            if sequence >= void_from || sequence < self.expected {
-                break;
-            }
             // What was accepted as lost stays lost, as does what only its life knew to be void.
-            if scanner.superblock.accepts_loss_of(sequence, sequence) {
-                continue;
+            let is_lost = scanner.superblock.accepts_loss_of(sequence, sequence);
+            if sequence >= void_from || sequence < self.expected || is_lost {
+                break;
             }
             if sequence > self.expected {
                 if self.expected > facts.durable {
@@ -464,9 +459,12 @@ impl Rebuild {
                     }
                 }
             }
-            if last == 0 {
+            if is_first {
                 self.accept_segment(segment, sequence);
+            } else {
+                record.begin_epochs(&mut epochs);
             }
+            is_first = false;
             let first = segment.accepted.as_ref().map_or(sequence, |range| *range.start());
             segment.accepted = Some(first..=sequence);
             self.epochs = epochs;
