@@ -6,8 +6,10 @@
 //! block. Flushed data may be gone only from a record on that was hit: one that the start named
 //! when it refused, or one behind which no header on the device says that it was durable; and only
 //! what its client came to know as durable after that record was written, or what had been carried
-//! there or later, so that it is nowhere else.
+//! there or later, so that it is nowhere else. That holds at later starts, too: the origin may hide
+//! the loss until its own power fails.
 
+use crate::checker::Loss;
 use crate::content;
 use crate::device::WriteSerial;
 use crate::faults::FaultKind;
@@ -35,15 +37,6 @@ struct Written {
     sequence: u64,
     /// Which block of its export each page behind the header has.
     blocks: Rc<[u64]>,
-}
-
-/// What may be gone after a start.
-#[derive(Clone, Debug)]
-pub struct Excuse {
-    /// What became durable from this moment on.
-    until: u64,
-    /// Dirty data of these blocks of all exports, whenever it was written.
-    carried: Rc<[Range<u64>]>,
 }
 
 /// When a record was written, and what went with it.
@@ -112,6 +105,8 @@ impl Damage {
             let carried = entries.filter(|entry| is_carried(entry.kind()));
             let carried = carried.map(|e| range(e.block.get(), e.count.get())).collect();
             let segment_use = header.segment_use.get();
+            // An earlier one with this number is void.
+            self.sequences.remove(&sequence);
             self.records
                 .retain(|start, old| *start + old.pages <= first || *start >= first + pages);
             self.records.insert(first, Written { pages, sequence, blocks });
@@ -133,11 +128,12 @@ impl Damage {
         record.blocks.get(payload).copied()
     }
 
-    /// What it excuses that a record is gone, and everything behind it.
-    fn excuse_from(&self, first: u64) -> Option<Excuse> {
+    /// What may be gone with a record and everything behind it. A block has so many units.
+    fn loss_from(&self, first: u64, found: u64, block_units: u64) -> Option<Loss> {
         let until = self.moments.get(&first)?.at;
         let carried = self.moments.range(first..).flat_map(|(_, record)| record.carried.iter());
-        Some(Excuse { until, carried: carried.cloned().collect() })
+        let carried = carried.map(|blocks| blocks.start * block_units..blocks.end * block_units);
+        Some(Loss { found, until, carried: carried.collect() })
     }
 }
 
@@ -276,13 +272,15 @@ impl World {
             .then_some((export, offset))
     }
 
-    /// What damage explains of flushed data that is gone after the last restart, if it does.
-    pub(crate) fn find_excuse(&mut self) -> Option<Excuse> {
+    /// What of flushed data may be gone since the last restart, if damage explains that.
+    pub(crate) fn find_loss(&mut self) -> Option<Loss> {
         if !self.damage.any() {
             return None;
         }
+        let (found, block_units) =
+            (self.checker.history.now(), BLOCK_BYTES_U64 / self.scenario.unit_bytes);
         if let Some(first) = self.accepted_loss {
-            return self.damage.excuse_from(first);
+            return self.damage.loss_from(first, found, block_units);
         }
         let superblock = self.superblock()?;
         let cut = superblock.first_sequence.get();
@@ -291,7 +289,7 @@ impl World {
         self.trace.line(self.now_ns, || {
             format!("the log is cut at {cut} (damaged: {hit}); durable up to {known} is known")
         });
-        if hit && known < cut { self.damage.excuse_from(cut) } else { None }
+        if hit && known < cut { self.damage.loss_from(cut, found, block_units) } else { None }
     }
 
     /// The newest superblock on the device.
@@ -343,17 +341,11 @@ impl World {
         );
         // What the origin was given from a log without its end is no disk that existed.
         let is_of_origin = matches!(violation.kind, Kind::OriginAhead | Kind::OriginIllegal);
-        if !(is_loss || is_of_origin) || !self.damage.any() {
+        if !(is_loss || is_of_origin) || self.losses.is_empty() {
             return violation;
         }
-        let Some(Excuse { until, carried }) = self.excuse.clone() else { return violation };
         let contents = std::mem::take(&mut self.contents);
-        let unit_bytes = self.scenario.unit_bytes;
-        let was_carried = |unit: usize| {
-            let block = unit as u64 * unit_bytes / BLOCK_BYTES_U64;
-            carried.iter().any(|blocks| blocks.contains(&block))
-        };
-        match self.checker.check_excused(&contents, until, &was_carried) {
+        match self.checker.check_excused(&contents, &self.losses) {
             Err(worse) if !is_of_origin => worse,
             _ => {
                 let named = self.accepted_loss.is_some();

@@ -1,10 +1,10 @@
 //! One world: lives of the engine and the crashes between them, from one seed.
 
-use crate::checker::{Checker, Contents, OriginLedger, Resolution};
+use crate::checker::{Checker, Contents, Loss, OriginLedger, Resolution};
 use crate::client::{Wish, WishKind};
 use crate::content::{self, UNREADABLE, Value, ZEROES};
 use crate::core::Core;
-use crate::damage::{Damage, Excuse};
+use crate::damage::Damage;
 use crate::device::{BlockingDevice, PowerCut, SimDevice, Survival};
 use crate::faults::{FaultCounts, FaultKind};
 use crate::life::{Life, now};
@@ -113,8 +113,8 @@ pub struct World {
     pub(crate) damage: Shared<Damage>,
     /// The first sequence of a loss that the last start named and the operator accepted.
     pub(crate) accepted_loss: Option<u64>,
-    /// What damage explains of flushed data that is gone after the last start.
-    pub(crate) excuse: Option<Excuse>,
+    /// What damage took from the log, by the starts that found it.
+    pub(crate) losses: Vec<Loss>,
     /// Which origin hangs by choice: errors of its export are explained, and no others.
     pub(crate) hung: Option<u8>,
     /// The longest that a request of another export took while it did.
@@ -165,7 +165,7 @@ impl World {
             rotten: false,
             damage: Shared::new(Damage::default()),
             accepted_loss: None,
-            excuse: None,
+            losses: Vec::new(),
             hung: None,
             longest_beside_ns: 0,
             answered_beside: 0,
@@ -364,7 +364,8 @@ impl World {
                 self.tally.faults.count(FaultKind::ExportLeftOut);
             }
             // Before the new life writes records of its own with the same numbers.
-            self.excuse = self.find_excuse();
+            let loss = self.find_loss();
+            self.losses.extend(loss);
             let slots = self.scenario.exports.iter().map(|export| {
                 let name = &export.options.name;
                 let found = exports.iter().find(|opened| opened.name == *name);

@@ -14,7 +14,7 @@ mod tests;
 
 pub use history::{History, NEVER};
 pub use legality::OriginLedger;
-pub use recovery::{Contents, Resolution};
+pub use recovery::{Contents, Loss, Resolution};
 
 use crate::content::{Value, ZEROES};
 use smallvec::{SmallVec, smallvec};

@@ -4,6 +4,8 @@ use super::{Checker, NEVER, Writes, prune};
 use crate::content::{UNREADABLE, Value, ZEROES};
 use crate::violation::{Kind, Violation};
 use smallvec::smallvec;
+use std::ops::Range;
+use std::rc::Rc;
 
 /// The values of all units of all exports, as read after a restart.
 pub type Contents = Vec<Vec<Value>>;
@@ -21,6 +23,24 @@ impl Resolution {
     #[must_use]
     pub fn takes(&self, id: u32) -> bool {
         self.lost.binary_search(&id).is_ok()
+    }
+}
+
+/// What damage that a start found took from the log. The origin may have hidden that: what it
+/// shows, not flushed, the next power cut can take.
+#[derive(Clone, Debug)]
+pub struct Loss {
+    /// The moment of the start: what was submitted later is not gone.
+    pub found: u64,
+    /// What clients knew to be durable before this moment is not gone, either,
+    pub until: u64,
+    /// unless the only copy of it was in these units of some export.
+    pub carried: Rc<[Range<u64>]>,
+}
+
+impl Loss {
+    fn had_carried(&self, unit: usize) -> bool {
+        self.carried.iter().any(|units| units.contains(&(unit as u64)))
     }
 }
 
@@ -209,19 +229,13 @@ impl Checker {
         Ok(())
     }
 
-    /// Checks a restart after damage that explains that what became durable from a moment on is
-    /// gone, and what had been carried to where the damage is: nothing else is, and every unit
+    /// Checks a restart after losses that damage explains: nothing else is gone, and every unit
     /// shows something that was written there.
     ///
     /// # Errors
-    /// When something that was durable before is gone, or shows what belongs elsewhere.
-    pub fn check_excused(
-        &self,
-        contents: &Contents,
-        until: u64,
-        was_carried: &dyn Fn(usize) -> bool,
-    ) -> Result<(), Violation> {
-        let required = self.required(until);
+    /// When something is gone that was in none of them, or shows what belongs elsewhere.
+    pub fn check_excused(&self, contents: &Contents, losses: &[Loss]) -> Result<(), Violation> {
+        let durable = self.known_as_durable();
         for (values, export) in contents.iter().zip(0u8..) {
             for (unit, &value) in values.iter().enumerate() {
                 if value == UNREADABLE {
@@ -231,9 +245,12 @@ impl Checker {
                     ZEROES => !self.exports[usize::from(export)].zeroes[unit].is_empty(),
                     _ => self.history.names(value) && self.history.get(value).covers(export, unit),
                 };
-                let older = |id: &u32| self.origin_value_is_before(export, unit, value, *id);
-                let missing = required[usize::from(export)][unit].iter().find(|id| older(id));
-                if known && (missing.is_none() || was_carried(unit)) {
+                let mut newer = durable[usize::from(export)][unit]
+                    .iter()
+                    .filter(|id| self.origin_value_is_before(export, unit, value, **id));
+                let missing =
+                    newer.find(|id| !losses.iter().any(|loss| self.took(loss, **id, unit)));
+                if known && missing.is_none() {
                     continue;
                 }
                 let place = format!("after a restart with damage unit {unit} of export {export}");
@@ -248,22 +265,27 @@ impl Checker {
         Ok(())
     }
 
-    /// Per export and unit: the writes that clients knew to be durable before a moment and that no
-    /// crash has taken.
-    fn required(&self, until: u64) -> Vec<Vec<Vec<u32>>> {
+    /// Whether a loss may have taken a write from a unit.
+    fn took(&self, loss: &Loss, id: u32, unit: usize) -> bool {
+        self.history.get(id).invoked < loss.found
+            && (loss.had_carried(unit) || !self.history.was_durable(id, loss.until))
+    }
+
+    /// Per export and unit: the writes that clients know to be durable and that no crash has taken.
+    fn known_as_durable(&self) -> Vec<Vec<Vec<u32>>> {
         let units =
             self.exports.iter().map(|registers| vec![Vec::new(); registers.undecided.len()]);
-        let mut required: Vec<_> = units.collect();
+        let mut durable: Vec<_> = units.collect();
         for id in (1..).take(self.history.len() - 1) {
             let write = self.history.get(id);
-            if !write.lost && self.history.was_durable(id, until) {
-                let units = &mut required[usize::from(write.export)];
+            if !write.lost && self.history.was_durable(id, NEVER) {
+                let units = &mut durable[usize::from(write.export)];
                 for unit in &mut units[write.first_unit..write.first_unit + write.units] {
                     unit.push(id);
                 }
             }
         }
-        required
+        durable
     }
 
     /// Makes a checked restart the new beginning.

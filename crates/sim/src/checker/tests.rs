@@ -1,6 +1,6 @@
 //! The checker itself: each kind of violation, planted, is found; what is allowed is not.
 
-use super::{Checker, OriginLedger};
+use super::{Checker, Loss, OriginLedger};
 use crate::content::{GARBAGE, Value, ZEROES};
 use crate::violation::Kind;
 
@@ -286,16 +286,40 @@ fn damage_excuses_only_what_became_durable_after_it() {
     checker.answer_write(late);
     checker.crash();
     let shows = |first, second| vec![vec![first, first, second, second, 1, 1, 1, 1]];
-    let excused = |contents: &Vec<Vec<Value>>| checker.check_excused(contents, damaged, &|_| false);
-    assert_eq!(excused(&shows(early, late)), Ok(()), "nothing is gone");
-    assert_eq!(excused(&shows(early, 1)), Ok(()), "what the damage took");
+    let mut loss = Loss { found: checker.history.now(), until: damaged, carried: [].into() };
+    let kind = |loss: &Loss, first, second| {
+        let losses = std::slice::from_ref(loss);
+        checker.check_excused(&shows(first, second), losses).map_err(|found| found.kind)
+    };
+    assert_eq!(kind(&loss, early, late), Ok(()), "nothing is gone");
+    assert_eq!(kind(&loss, early, 1), Ok(()), "what the damage took");
     assert!(checker.check_recovered(shows(early, 1)).is_err(), "without damage it is a loss");
-    let kind = |first, second| excused(&shows(first, second)).map_err(|found| found.kind);
-    assert_eq!(kind(1, 1), Err(Kind::Lost), "durable before the damage");
-    assert_eq!(kind(late, 1), Err(Kind::Garbage), "another place's data");
-    let carried = |unit: usize| unit < 2;
-    let excused = |first, second| checker.check_excused(&shows(first, second), damaged, &carried);
-    assert_eq!(excused(1, 1), Ok(()), "the only copy had been carried there");
-    let found = excused(late, 1).map_err(|found| found.kind);
-    assert_eq!(found, Err(Kind::Garbage), "and still it is another place's data");
+    assert_eq!(kind(&loss, 1, 1), Err(Kind::Lost), "durable before the damage");
+    assert_eq!(kind(&loss, late, 1), Err(Kind::Garbage), "another place's data");
+    loss.carried = std::iter::once(0..2).collect();
+    assert_eq!(kind(&loss, 1, 1), Ok(()), "the only copy had been carried there");
+    assert_eq!(kind(&loss, late, 1), Err(Kind::Garbage), "and still it is another place's data");
+}
+
+#[test]
+fn an_origin_can_hide_a_loss_until_its_power_fails() {
+    let mut checker = checker();
+    let damaged = checker.history.now() + 1;
+    let hidden = checker.submit_write(0, 0, 4, false, true);
+    checker.answer_write(hidden);
+    let all = [hidden, hidden, hidden, hidden, 1, 1, 1, 1];
+    checker.crash();
+    let loss = Loss { found: checker.history.now(), until: damaged, carried: [].into() };
+    let resolution = checker.check_recovered(vec![all.to_vec()]).expect("the origin has it");
+    checker.resolve(&resolution);
+    let later = checker.submit_write(0, 4, 4, false, true);
+    checker.answer_write(later);
+    checker.crash();
+    let kind = |first, second| {
+        let contents = vec![[[first; 4], [second; 4]].concat()];
+        let losses = std::slice::from_ref(&loss);
+        checker.check_excused(&contents, losses).map_err(|found| found.kind)
+    };
+    assert_eq!(kind(1, later), Ok(()), "the log had lost it");
+    assert_eq!(kind(1, 1), Err(Kind::Lost), "submitted after the start that found the loss");
 }
