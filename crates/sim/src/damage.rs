@@ -9,7 +9,7 @@
 //! there or later, so that it is nowhere else. That holds at later starts, too: the origin may hide
 //! the loss until its own power fails.
 
-use crate::checker::Loss;
+use crate::checker::{Loss, Resolution};
 use crate::content;
 use crate::device::WriteSerial;
 use crate::faults::FaultKind;
@@ -21,7 +21,7 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 use std::rc::Rc;
 use zerocopy::FromBytes;
 
@@ -56,6 +56,8 @@ pub struct Damage {
     blocks: BTreeSet<(u8, u64)>,
     /// Records that were damaged.
     sequences: BTreeSet<u64>,
+    /// Records that were damaged, and whose loss was accepted.
+    accepted: BTreeSet<u64>,
     /// Records by the first page of the place they were written to.
     records: BTreeMap<u64, Written>,
     /// By sequence.
@@ -85,6 +87,20 @@ impl Damage {
         self.sequences.contains(&sequence)
     }
 
+    /// The first damaged one of the records that a start names, which begin with a damaged one or
+    /// with one whose loss was accepted earlier: a gap in the log does not say whether it is one.
+    #[must_use]
+    pub fn first_hit(&self, named: RangeInclusive<u64>) -> Option<u64> {
+        let known = self.hit(*named.start()) || self.accepted.contains(named.start());
+        let mut hit = self.sequences.range(named);
+        if known { hit.next().copied() } else { None }
+    }
+
+    /// The loss of a record, and of everything behind it, was accepted: it explains no later loss.
+    pub fn accept_from(&mut self, first: u64) {
+        self.accepted.extend(self.sequences.split_off(&first));
+    }
+
     /// Notes the records that a device write carries.
     fn note_records(&mut self, offset: u64, bytes: &[u8], moment: u64) {
         let mut at = 0;
@@ -107,6 +123,7 @@ impl Damage {
             let segment_use = header.segment_use.get();
             // An earlier one with this number is void.
             self.sequences.remove(&sequence);
+            self.accepted.remove(&sequence);
             self.records
                 .retain(|start, old| *start + old.pages <= first || *start >= first + pages);
             self.records.insert(first, Written { pages, sequence, blocks });
@@ -333,7 +350,8 @@ impl World {
     }
 
     /// What was found after a restart breaks a promise: unless damage explains it, that is so. What
-    /// is explained ends the world all the same, since origins may have what the cache has lost.
+    /// is explained mostly ends the world all the same, since origins may have what the cache has
+    /// lost: see [`World::outlive`].
     pub(crate) fn explain(&mut self, violation: Violation) -> Violation {
         let is_loss = matches!(
             violation.kind,
@@ -344,8 +362,7 @@ impl World {
         if !(is_loss || is_of_origin) || self.losses.is_empty() {
             return violation;
         }
-        let contents = std::mem::take(&mut self.contents);
-        match self.checker.check_excused(&contents, &self.losses) {
+        match self.checker.check_excused(&self.contents, &self.losses) {
             Err(worse) if !is_of_origin => worse,
             _ => {
                 let named = self.accepted_loss.is_some();
@@ -356,5 +373,20 @@ impl World {
                 Violation::new(Kind::Explained, detail)
             }
         }
+    }
+
+    /// Goes on behind a loss that was explained, if what is left could be the work of a crash, and
+    /// no origin shows more. The origins may have been given what is gone, so that they are no
+    /// longer judged by the order of it.
+    pub(crate) fn outlive(&mut self) -> Option<Resolution> {
+        let contents = std::mem::take(&mut self.contents);
+        let resolution = self.checker.outlive(contents)?;
+        self.check_origins_after_restart(&resolution).ok()?;
+        for origin in &mut self.origins {
+            origin.forget_order();
+        }
+        self.tally.faults.count(FaultKind::LossOutlived);
+        self.trace.line(self.now_ns, || "the world goes on behind it".into());
+        Some(resolution)
     }
 }

@@ -53,6 +53,8 @@ fault_kinds! {
     LossNamed,
     /// Damage took the last flushed data, which nothing on the device knew to be durable.
     LossUnknowable,
+    /// A world went on behind a loss: what was left is what some moment of the log had shown.
+    LossOutlived,
     /// A read, write or flush of an origin failed.
     OriginError,
     /// A write of an origin failed after others of the same epoch had ended well.

@@ -70,6 +70,11 @@ impl SimOrigin {
         self.possible[unit].iter().map(|possible| possible.value)
     }
 
+    /// Nothing is required of it any more but that it shows what was written there.
+    pub fn forget_order(&mut self) {
+        self.ledger = OriginLedger::new(self.ledger.export(), self.live.len(), false);
+    }
+
     /// Checks a write that is about to be submitted against promises 4 and 5.
     ///
     /// # Errors

@@ -348,12 +348,13 @@ impl World {
                     Rc::make_mut(&mut self.scenario).serve_all(owed);
                     continue;
                 }
-                Ok(Err(OpenError::DurableDamaged { first, .. }))
-                    if self.damage.hit(first) && self.accepted_loss.is_none() =>
+                Ok(Err(OpenError::DurableDamaged { first, last, .. }))
+                    if self.damage.first_hit(first..=last).is_some()
+                        && self.accepted_loss.is_none() =>
                 {
                     // The documented error; the operator accepts the loss that it names.
                     self.trace.line(self.now_ns, || format!("refused: {first} on are damaged"));
-                    self.accepted_loss = Some(first);
+                    self.accepted_loss = self.damage.first_hit(first..=last);
                     continue;
                 }
                 Ok(Err(error)) => return Err(Violation::new(Kind::OpenRefused, error.to_string())),
@@ -366,6 +367,9 @@ impl World {
             // Before the new life writes records of its own with the same numbers.
             let loss = self.find_loss();
             self.losses.extend(loss);
+            if let Some(first) = self.accepted_loss {
+                self.damage.accept_from(first);
+            }
             let slots = self.scenario.exports.iter().map(|export| {
                 let name = &export.options.name;
                 let found = exports.iter().find(|opened| opened.name == *name);
@@ -475,19 +479,23 @@ impl World {
         for value in self.contents.iter().flatten() {
             self.trace.mix(u64::from(*value));
         }
-        if self.accepted_loss.is_some() {
-            let detail = "flushed data was damaged, and its loss accepted".into();
-            return Err(self.explain(Violation::new(Kind::Lost, detail)));
-        }
         // Only where damage may explain something they are needed once more.
         let kept = self.damage.any().then(|| self.contents.clone());
         let contents = std::mem::take(&mut self.contents);
-        let checked = self.check_contents(contents);
+        let checked = match self.accepted_loss {
+            None => self.check_contents(contents),
+            Some(_) => {
+                let detail = "flushed data was damaged, and its loss accepted".into();
+                Err(Violation::new(Kind::Lost, detail))
+            }
+        };
         match checked {
             Ok(_) => self.trace.line(self.now_ns, || "everything read and as it should be".into()),
             Err(violation) => {
                 self.contents = kept.unwrap_or_default();
-                return Err(self.explain(violation));
+                let explained = self.explain(violation);
+                let goes_on = explained.kind == Kind::Explained;
+                return goes_on.then(|| self.outlive()).flatten().ok_or(explained);
             }
         }
         checked
@@ -495,12 +503,21 @@ impl World {
 
     fn check_contents(&self, contents: Contents) -> Result<Resolution, Violation> {
         let resolution = self.checker.check_recovered(contents)?;
+        self.check_origins_after_restart(&resolution)?;
+        Ok(resolution)
+    }
+
+    /// No origin shows what the restart has lost.
+    pub(crate) fn check_origins_after_restart(
+        &self,
+        resolution: &Resolution,
+    ) -> Result<(), Violation> {
         for (origin, export) in self.origins.iter().zip(0..) {
             for (unit, value) in origin.live().iter().enumerate() {
-                self.checker.check_origin_after_restart(&resolution, export, unit, *value)?;
+                self.checker.check_origin_after_restart(resolution, export, unit, *value)?;
             }
         }
-        Ok(resolution)
+        Ok(())
     }
 
     /// Whether something explains each block that could not be read.

@@ -32,6 +32,12 @@ impl OriginLedger {
     pub fn new(export: u8, units: usize, strict: bool) -> Self {
         Self { export, strict, horizon: 0, required: vec![0; units], position: 0 }
     }
+
+    /// Whose origin it is about.
+    #[must_use]
+    pub fn export(&self) -> u8 {
+        self.export
+    }
 }
 
 /// Compares the ages of an origin's values with those of writes. Neighbours mostly show the same

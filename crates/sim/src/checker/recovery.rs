@@ -230,7 +230,7 @@ impl Checker {
     }
 
     /// Checks a restart after losses that damage explains: nothing else is gone, and every unit
-    /// shows something that was written there.
+    /// shows something that was written there and that no earlier crash has taken.
     ///
     /// # Errors
     /// When something is gone that was in none of them, or shows what belongs elsewhere.
@@ -241,28 +241,72 @@ impl Checker {
                 if value == UNREADABLE {
                     continue;
                 }
-                let known = match value {
-                    ZEROES => !self.exports[usize::from(export)].zeroes[unit].is_empty(),
-                    _ => self.history.names(value) && self.history.get(value).covers(export, unit),
-                };
                 let mut newer = durable[usize::from(export)][unit]
                     .iter()
                     .filter(|id| self.origin_value_is_before(export, unit, value, **id));
                 let missing =
                     newer.find(|id| !losses.iter().any(|loss| self.took(loss, **id, unit)));
-                if known && missing.is_none() {
-                    continue;
-                }
-                let place = format!("after a restart with damage unit {unit} of export {export}");
-                let detail = match missing {
-                    Some(id) => format!("{place} lacks {}", self.history.describe(*id)),
-                    None => format!("{place} shows what was never written there"),
+                let (kind, what) = match (&self.writers(export, unit, value)[..], missing) {
+                    ([], _) => (Kind::Garbage, "shows what was never written there".into()),
+                    (ids, _) if ids.iter().all(|id| self.history.get(*id).lost) => {
+                        let taken = self.history.describe(ids[0]);
+                        (Kind::Stale, format!("shows {taken}"))
+                    }
+                    (_, Some(id)) => (Kind::Lost, format!("lacks {}", self.history.describe(*id))),
+                    (_, None) => continue,
                 };
-                let kind = if known { Kind::Lost } else { Kind::Garbage };
-                return Err(Violation::new(kind, detail));
+                let place = format!("after a restart with damage unit {unit} of export {export}");
+                return Err(Violation::new(kind, format!("{place} {what}")));
             }
         }
         Ok(())
+    }
+
+    /// All writes of a unit that a value may stand for, lost ones included.
+    fn writers(&self, export: u8, unit: usize, value: Value) -> Writes {
+        match value {
+            ZEROES => self.exports[usize::from(export)].zeroes[unit].clone(),
+            id if self.history.names(id) && self.history.get(id).covers(export, unit) => {
+                smallvec![id]
+            }
+            _ => Writes::new(),
+        }
+    }
+
+    /// What a start shows behind a loss that was checked, as a beginning for more lives: nothing
+    /// newer may come back. `None` where the log was not cut as any other crash could have cut it:
+    /// something cannot be read, a write is gone in part, or an earlier one.
+    pub fn outlive(&mut self, contents: Contents) -> Option<Resolution> {
+        for (values, registers) in contents.iter().zip(&mut self.exports) {
+            for (unit, &value) in values.iter().enumerate() {
+                let candidates = &mut registers.candidates[unit];
+                // What had been covered by something durable is a candidate again.
+                match value {
+                    UNREADABLE => return None,
+                    ZEROES => {
+                        let zeroes = registers.zeroes[unit].iter().copied();
+                        let more = zeroes.filter(|id| !candidates.contains(id));
+                        candidates.insert_many(0, more.collect::<Writes>());
+                    }
+                    id if candidates.contains(&id) => {}
+                    id => candidates.insert(0, id),
+                }
+            }
+        }
+        let is_gone = |id: &u32| {
+            let write = self.history.get(*id);
+            let values = &contents[usize::from(write.export)];
+            let units = (write.first_unit..values.len()).take(write.units);
+            let newer = |unit| self.value_is_before(write.export, unit, values[unit], *id);
+            !write.lost && runs(values, units).any(newer)
+        };
+        let lost = (1..).take(self.history.len() - 1).filter(is_gone).collect();
+        let resolution = Resolution { contents, lost };
+        self.check_prefix(&resolution).ok()?;
+        for (values, export) in resolution.contents.iter().zip(0..) {
+            self.check_survivors_whole(&resolution, export, values).ok()?;
+        }
+        Some(resolution)
     }
 
     /// Whether a loss may have taken a write from a unit.
@@ -312,4 +356,14 @@ impl Checker {
             self.history.lose(id);
         }
     }
+}
+
+/// The units at which something else is shown than at the one before, and all that show zeroes,
+/// since those do not name their write.
+fn runs(values: &[Value], units: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
+    let mut previous = UNREADABLE;
+    units.filter(move |unit| {
+        let value = values[*unit];
+        value == ZEROES || std::mem::replace(&mut previous, value) != value
+    })
 }

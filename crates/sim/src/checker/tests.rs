@@ -302,6 +302,34 @@ fn damage_excuses_only_what_became_durable_after_it() {
 }
 
 #[test]
+fn what_a_loss_took_does_not_come_back() {
+    let mut checker = checker();
+    checker.write(0, 4);
+    checker.flush();
+    let damaged = checker.history.now() + 1;
+    let taken = checker.submit_write(0, 0, 4, false, true);
+    checker.answer_write(taken);
+    checker.crash();
+    let loss = Loss { found: checker.history.now(), until: damaged, carried: [].into() };
+    let before = vec![[[taken - 1; 4], [1; 4]].concat()];
+    let excused = |checker: &Checker, contents: &Vec<Vec<Value>>| {
+        let losses = std::slice::from_ref(&loss);
+        checker.check_excused(contents, losses).map_err(|found| found.kind)
+    };
+    assert_eq!(excused(&checker, &before), Ok(()));
+    let mut torn = before.clone();
+    torn[0][0] = taken;
+    assert!(checker.clone().outlive(torn).is_none(), "a part of it is left");
+    let resolution = checker.outlive(before.clone()).expect("as before the write");
+    assert!(resolution.takes(taken));
+    checker.resolve(&resolution);
+    checker.crash();
+    assert!(checker.check_recovered(before).is_ok(), "nothing has changed since");
+    let after = vec![[[taken; 4], [1; 4]].concat()];
+    assert_eq!(excused(&checker, &after), Err(Kind::Stale), "it is back");
+}
+
+#[test]
 fn an_origin_can_hide_a_loss_until_its_power_fails() {
     let mut checker = checker();
     let damaged = checker.history.now() + 1;
