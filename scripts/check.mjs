@@ -6,7 +6,6 @@ import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
-import { generateTypeDef } from '@napi-rs/cli';
 import { findCargo, root, run, runAsScript } from './lib/process.mjs';
 import { checkStyle } from './lib/style.mjs';
 
@@ -64,6 +63,8 @@ async function bindingDrift() {
       env: { NAPI_TYPE_DEF_TMP_FOLDER: directory },
     });
     if (result.status !== 0) return result.text;
+    // Not before it is needed: `npm test` installs it.
+    const { generateTypeDef } = await import('@napi-rs/cli');
     const { dts } = await generateTypeDef({ typeDefDir: directory, constEnum: false, cwd: root });
     if (dts === readFileSync(join(root, TYPES), 'utf8')) return null;
     if (process.argv.includes('--accept-types')) {

@@ -275,7 +275,8 @@ impl Checker {
 
     /// What a start shows behind a loss that was checked, as a beginning for more lives: nothing
     /// newer may come back. `None` where the log was not cut as any other crash could have cut it:
-    /// something cannot be read, a write is gone in part, or an earlier one.
+    /// something cannot be read, a write is gone in part, or an earlier one, or a read of what is
+    /// left would show two writes a part of each other.
     pub fn outlive(&mut self, contents: Contents) -> Option<Resolution> {
         for (values, registers) in contents.iter().zip(&mut self.exports) {
             for (unit, &value) in values.iter().enumerate() {
@@ -303,8 +304,12 @@ impl Checker {
         let lost = (1..).take(self.history.len() - 1).filter(is_gone).collect();
         let resolution = Resolution { contents, lost };
         self.check_prefix(&resolution).ok()?;
+        let mut beginning = self.clone();
+        beginning.resolve(&resolution);
         for (values, export) in resolution.contents.iter().zip(0..) {
             self.check_survivors_whole(&resolution, export, values).ok()?;
+            let token = beginning.submit_read();
+            beginning.answer_read(token, export, 0, values).ok()?;
         }
         Some(resolution)
     }
