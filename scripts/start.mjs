@@ -76,8 +76,10 @@ async function start(further) {
       fresh ? '' : 'The data of the last run is still there.\n',
     ];
     process.stdout.write(`${lines.join('\n')}\n`);
+    /** @param {string} option */
+    const isGiven = (option) => further.some((one) => one.split('=', 1)[0] === option);
     const chosen = Object.entries(DEFAULTS).flatMap(([option, value]) =>
-      further.includes(option) ? [] : [option, value],
+      isGiven(option) ? [] : [option, value],
     );
     const parameters = ['--cache', cache.path, '--export', `demo=${origin}`, ...chosen];
     return await serve([...parameters, ...further]);
