@@ -82,7 +82,8 @@ export const ERRORS = {
       `The origin of the export "${name}" is the cache device ${path}: give it another origin.`,
   ),
   RF_CONFIG_UNREADABLE: refused(
-    (path: string, reason: string) => `The configuration ${path} cannot be read: ${reason}.`,
+    (path: string, reason: string) =>
+      `The configuration ${path} cannot be read: ${reason}; check what --config names.`,
   ),
   RF_CONFIG_SYNTAX: refused(
     (place: string, problem: string) => `${place}: this is not TOML: ${problem}.`,
@@ -172,14 +173,16 @@ export const ERRORS = {
   RF_LISTEN: failed((reason: string) => `Clients cannot be served: ${reason}.`),
   RF_METRICS_LISTEN: failed(
     (address: string, reason: string) =>
-      `The metrics page cannot be served on ${address}: ${reason}.`,
+      `The metrics page cannot be served on ${address}: ${reason}; ` +
+      'stop what has it, or give another --metrics.',
   ),
   RF_CONTROL_BUSY: failed(
     (path: string) =>
       `Another daemon answers on the control socket ${path}: stop it, or give another --control.`,
   ),
   RF_CONTROL_LISTEN: failed(
-    (path: string, reason: string) => `The control socket ${path} cannot be used: ${reason}.`,
+    (path: string, reason: string) =>
+      `The control socket ${path} cannot be used: ${reason}; give another --control.`,
   ),
   RF_CONTROL_UNREACHABLE: failed(
     (path: string, reason: string) =>
@@ -296,7 +299,7 @@ export function codeOf(thrown: unknown): string | null {
 
 /** In plain words, because "EADDRINUSE: address already in use 127.0.0.1:1" says it twice. */
 const SYSTEM_REASONS: Readonly<Record<string, string>> = {
-  EACCES: 'permission denied',
+  EACCES: 'permission denied, so run this as root or as a user who may',
   EADDRINUSE: 'the address is already in use',
   EADDRNOTAVAIL: 'the address does not belong to this machine',
   EBUSY: 'it is in use by something else',

@@ -179,7 +179,8 @@ function serving({ session, state }: Parts): Session {
 
 async function handleControl(parts: Parts, request: ControlRequest): Promise<null | Status> {
   if (request.verb === 'stop') {
-    serving(parts);
+    // One that already stops is joined.
+    if (parts.state !== 'stopping') serving(parts);
     // Only the engine's part is waited for: the rest of stopping waits for this very answer.
     stop(parts, 'an operator asked for it').catch(() => undefined);
     await stopEngine(parts);

@@ -23,7 +23,7 @@ export function addStatusCommand(program: Command, context: Context): void {
 
 /** A status for people. */
 export function statusText(status: Status): string {
-  const { cache, reserve, guards, exports } = status;
+  const { cache, reserve, index, guards, exports } = status;
   const heads = ['export', 'size', 'mode', 'order', 'dirty', 'cached', 'origin', 'state'];
   const rows = exports.map((one) => [
     one.name,
@@ -40,6 +40,7 @@ export function statusText(status: Status): string {
     `cache    ${cache.path}, ${size(cache.used_bytes)} of ${size(cache.size_bytes)} in use`,
     `         ${cache.uuid}`,
     `reserve  ${size(reserve.used_bytes)} of ${size(reserve.size_bytes)} in use`,
+    `index    ${size(index.size_bytes)}, ${index.leaves_used} of ${index.leaves} leaves in use`,
     '',
     ...table([heads, ...rows]),
     '',

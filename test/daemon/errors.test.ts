@@ -30,7 +30,7 @@ test('every code of the registry is used', (t) => {
 test('an error has a code, one line, and keeps its cause', (t) => {
   const cause = new Error('below');
   const error = ringfenceError('RF_CONTROL_LISTEN', ['/x', 'two\n  lines'], cause);
-  t.is(error.message, 'The control socket /x cannot be used: two lines.');
+  t.is(error.message, 'The control socket /x cannot be used: two lines; give another --control.');
   t.is(error.code, 'RF_CONTROL_LISTEN');
   t.is(error.cause, cause);
   t.is(toRingfenceError(error), error);

@@ -191,6 +191,8 @@ test('stop answers once the engine has flushed, and leaves no socket', async (t)
     isAnswered = true;
   });
   while (daemon.state() !== 'stopping') await new Promise((resolve) => setImmediate(resolve));
+  const second = askDaemon(self.config.control, { verb: 'stop' });
+  // What came later was answered: the second one was heard, too.
   await t.throwsAsync(askDaemon(self.config.control, { verb: 'status' }), {
     code: 'RF_NOT_READY',
     message: /stopping/,
@@ -199,6 +201,7 @@ test('stop answers once the engine has flushed, and leaves no socket', async (t)
   t.false(isAnswered);
   release();
   await answer;
+  t.is(await second, null);
   await daemon.stopped;
   t.is(callNames(self).filter((name) => name === 'shutdown').length, 1);
   await t.throwsAsync(access(self.config.control), { code: 'ENOENT' });

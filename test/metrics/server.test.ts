@@ -147,7 +147,8 @@ test('a busy port is one sentence', async (t) => {
     startMetricsServer(busy, PAGE, () => ({ healthy: true, text: '' })),
     {
       code: 'RF_METRICS_LISTEN',
-      message: /^The metrics page cannot be served on 127\.0\.0\.1:\d+: .*already in use\.$/,
+      message:
+        /^The metrics page cannot be served on 127\.0\.0\.1:\d+: .*already in use; stop what has it/,
     },
   );
 });

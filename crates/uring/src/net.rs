@@ -48,8 +48,12 @@ fn explain(error: &io::Error) -> String {
             "the address is in use: stop the program that has it, or choose another".to_owned()
         }
         io::ErrorKind::AddrNotAvailable => "this machine does not have that address".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        io::ErrorKind::NotFound => "the socket's directory does not exist".to_owned(),
+        io::ErrorKind::PermissionDenied => {
+            "permission denied: run this as root, or choose an address that you may use".to_owned()
+        }
+        io::ErrorKind::NotFound => {
+            "the socket's directory does not exist: make it, or choose another path".to_owned()
+        }
         _ => error.to_string(),
     }
 }
