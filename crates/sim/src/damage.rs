@@ -376,15 +376,11 @@ impl World {
     }
 
     /// Goes on behind a loss that was explained, if what is left could be the work of a crash, and
-    /// no origin shows more. The origins may have been given what is gone, so that they are no
-    /// longer judged by the order of it.
+    /// no origin shows more.
     pub(crate) fn outlive(&mut self) -> Option<Resolution> {
         let contents = std::mem::take(&mut self.contents);
         let resolution = self.checker.outlive(contents)?;
         self.check_origins_after_restart(&resolution).ok()?;
-        for origin in &mut self.origins {
-            origin.forget_order();
-        }
         self.tally.faults.count(FaultKind::LossOutlived);
         self.trace.line(self.now_ns, || "the world goes on behind it".into());
         Some(resolution)

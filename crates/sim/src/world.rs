@@ -365,8 +365,11 @@ impl World {
                 self.tally.faults.count(FaultKind::ExportLeftOut);
             }
             // Before the new life writes records of its own with the same numbers.
-            let loss = self.find_loss();
-            self.losses.extend(loss);
+            if let Some(loss) = self.find_loss() {
+                self.losses.push(loss);
+                // How far they are behind is lost as well, or where an epoch ended.
+                self.origins.iter_mut().for_each(|origin| origin.forget_order());
+            }
             if let Some(first) = self.accepted_loss {
                 self.damage.accept_from(first);
             }
