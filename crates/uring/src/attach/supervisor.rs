@@ -647,7 +647,7 @@ impl<D: Driver> Supervisor<D> {
         match error {
             ReplayError::Away(error) => {
                 if !std::mem::replace(&mut mending.told_away, true) {
-                    self.shared.tell(AttachEvent::Away(error.raw_os_error().unwrap_or(0)));
+                    self.shared.tell(AttachEvent::Away(errno_of(&error)));
                 }
             }
             ReplayError::Unlike => self.shared.tell(AttachEvent::Unlike),
@@ -661,6 +661,15 @@ impl<D: Driver> Supervisor<D> {
         mending.again_later();
         self.mending = Some(*mending);
     }
+}
+
+/// The number of an error of the system. Waiting too long for a connection has none.
+fn errno_of(error: &io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(match error.kind() {
+        io::ErrorKind::TimedOut => libc::ETIMEDOUT,
+        io::ErrorKind::InvalidInput => libc::EINVAL,
+        _ => libc::ECONNRESET,
+    })
 }
 
 #[cfg(test)]

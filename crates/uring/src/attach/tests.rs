@@ -2,7 +2,7 @@
 
 use super::{
     AttachEvent, Command, Driver, Link, Mending, Queue, RECEIVE_BYTES_MAX, RETRY_MIN, Shared,
-    Signal, Supervisor, Woken, lock,
+    Signal, Supervisor, Woken, errno_of, lock,
 };
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -245,6 +245,17 @@ fn a_server_that_is_away_is_tried_again_and_told_of_once() {
     assert_eq!(away, 1, "{events:?}");
     assert_eq!(events.last(), Some(&AttachEvent::Restored), "{events:?}");
     later.join().expect("no panic");
+}
+
+#[test]
+fn no_failure_is_told_as_a_success() {
+    // Nothing answers at an address for documentation; a firewall may refuse it at once.
+    let address = std::net::SocketAddr::from(([192, 0, 2, 1], 9));
+    let error = std::net::TcpStream::connect_timeout(&address, Duration::from_millis(1));
+    let error = error.expect_err("nobody is there");
+    assert_ne!(errno_of(&error), 0, "{error}");
+    assert_eq!(errno_of(&io::Error::from(io::ErrorKind::TimedOut)), libc::ETIMEDOUT);
+    assert_eq!(errno_of(&io::Error::from_raw_os_error(libc::EPIPE)), libc::EPIPE);
 }
 
 /// Turns the loop by hand until a command is there, whatever the driver says.
