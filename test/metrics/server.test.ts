@@ -148,7 +148,7 @@ test('a busy port is one sentence', async (t) => {
     {
       code: 'RF_METRICS_LISTEN',
       message:
-        /^The metrics page cannot be served on 127\.0\.0\.1:\d+: .*already in use; stop what has it/,
+        /^The metrics page cannot be served on 127\.0\.0\.1:\d+: .* in use; stop what has it/,
     },
   );
 });
