@@ -109,7 +109,10 @@ test('what is not understood is a sentence and exit code 2', async (t) => {
     [['serve', '--connections-max', '0'], /--connections-max.*from 1 to/],
     [['serve', '--spin-us', '1e3'], /--spin-us.*from 0 to/],
     [['serve', '--log-level', 'loud'], /--log-level.*one of trace/],
-    [['serve', '--config', '/does/not/exist.toml'], /does not exist\. \[RF_CONFIG_UNREADABLE\]/],
+    [
+      ['serve', '--config', '/does/not/exist.toml'],
+      /does not exist; check what --config names\. \[RF_CONFIG_UNREADABLE\]/,
+    ],
     [['serve'], /No cache device was given.* \[RF_CONFIG_MISSING\]/],
   ];
   for (const [words, message] of wrong) {

@@ -222,7 +222,7 @@ test('a file that cannot be read is one sentence', async (t) => {
   const missing = join(folder, 'missing.toml');
   await t.throwsAsync(readConfigFile(missing), {
     code: 'RF_CONFIG_UNREADABLE',
-    message: `The configuration ${missing} cannot be read: it does not exist.`,
+    message: `The configuration ${missing} cannot be read: it does not exist; check what --config names.`,
   });
   const there = join(folder, 'there.toml');
   await writeFile(there, 'cache = "/c"\n');
