@@ -9,8 +9,8 @@
 
 use crate::canary;
 use crate::format::{
-    Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET, SummaryReader,
-    Superblock, checksum,
+    Entry, EntryFlags, Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET,
+    SummaryReader, Superblock, checksum,
 };
 use crate::geometry::Geometry;
 use crate::limits::{EXPORTS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX};
@@ -517,12 +517,13 @@ impl<'a> Scanner<'a> {
         at.saturating_add(u32::try_from(zeroes).unwrap_or(u32::MAX))
     }
 
-    /// Whether the payload of a record is what its header says.
+    /// Whether the payload of a record is what its header says, but for copies of damaged blocks.
     pub fn payload_state(
         &mut self,
         segment_use: u64,
         offset_blocks: u32,
         checksums: &[zerocopy::little_endian::U32],
+        entries: &[Entry],
     ) -> PayloadState {
         let length = checksums.len() * BLOCK_BYTES;
         let mut payload = std::mem::take(&mut self.payload);
@@ -531,8 +532,15 @@ impl<'a> Scanner<'a> {
             self.geometry.device_offset(self.geometry.address(segment_use, offset_blocks + 1));
         self.read_at(offset, &mut payload[..length]);
         let mut state = PayloadState::Intact;
-        let blocks = checksums.iter().zip(payload.chunks_exact(BLOCK_BYTES));
-        for ((sum, block), at) in blocks.zip((offset..).step_by(BLOCK_BYTES)) {
+        let is_damaged = |entry: &Entry| entry.flags().contains(EntryFlags::DAMAGED);
+        let entries = entries.iter().flat_map(|entry| {
+            std::iter::repeat_n(is_damaged(entry), entry.payload_blocks() as usize)
+        });
+        let blocks = checksums.iter().zip(payload.chunks_exact(BLOCK_BYTES)).zip(entries);
+        for (((sum, block), is_damaged), at) in blocks.zip((offset..).step_by(BLOCK_BYTES)) {
+            if is_damaged {
+                continue;
+            }
             if self.is_unreadable(at) {
                 state = PayloadState::Unreadable(at);
             } else if sum.get() != checksum(block) {

@@ -138,7 +138,7 @@ impl Engine {
     }
 
     /// How many survivors from `first` on make one entry: neighbours of the same original, all
-    /// current or all superseded.
+    /// current or all superseded, all intact or all damaged.
     fn carried_run(&self, first: usize) -> u32 {
         let start = self.reclaim.survivors[first];
         let is_current = self.is_current(&start);
@@ -146,6 +146,7 @@ impl Engine {
             survivor.block == start.block + at
                 && survivor.version == start.version
                 && survivor.dirty == start.dirty
+                && survivor.intact == start.intact
                 && self.is_current(survivor) == is_current
         };
         let run = self.reclaim.survivors[first..].iter().zip(0..).take_while(follows).count();
@@ -162,7 +163,9 @@ impl Engine {
         let Survivor { export, block, version, .. } = survivor;
         let (ordinal, epoch) = survivor.dirty.expect("a dirty block");
         let is_current = self.is_current(&survivor);
-        let flags = if is_current { EntryFlags::default() } else { EntryFlags::SUPERSEDED };
+        let superseded = if is_current { EntryFlags::default() } else { EntryFlags::SUPERSEDED };
+        let damaged = if survivor.intact { EntryFlags::default() } else { EntryFlags::DAMAGED };
+        let flags = superseded.and(damaged);
         let layer = self.exports.get(export).layer.0;
         let mut entry = Entry::new(EntryKind::DirtyCopy, flags, layer, block, run);
         entry.version = version.into();
@@ -174,7 +177,7 @@ impl Engine {
             // A block that was damaged stays damaged: its checksum goes with it (rule 25).
             let original = self.reclaim.survivors[first + offset as usize].address;
             self.log.keep_checksum(original, address.plus(offset));
-            if !self.reclaim.survivors[first + offset as usize].intact {
+            if !survivor.intact {
                 self.log.note_damaged_copy(address.plus(offset));
             }
             if is_current {

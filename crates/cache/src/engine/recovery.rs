@@ -447,7 +447,7 @@ impl Rebuild {
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());
             if sequence > facts.durable && !canary::breaks(4) {
-                match scanner.payload_state(segment_use, offset, sums) {
+                match scanner.payload_state(segment_use, offset, sums, entries) {
                     PayloadState::Intact => {}
                     PayloadState::Damaged => {
                         self.is_torn = true;

@@ -151,6 +151,11 @@ impl EntryFlags {
     /// A part of carried zeroes that is still current: it enters the index, but it is the whole
     /// copy beside it that is destaged.
     pub const INDEX_ONLY: Self = Self(4);
+    /// A copy of blocks that were damaged already: their checksums are wrong, so that nobody takes
+    /// them for data, and say nothing about whether the record was written whole (rule 4).
+    pub const DAMAGED: Self = Self(8);
+    /// All that are known.
+    const ALL: u8 = 15;
 
     /// Both sets of bits.
     #[must_use]
@@ -242,7 +247,7 @@ impl Entry {
         if EntryKind::from_code(self.kind).is_none() {
             return bounds("kind", u64::from(self.kind));
         }
-        if self.flags > 7 || self.reserved != [0; 4] {
+        if self.flags & !EntryFlags::ALL != 0 || self.reserved != [0; 4] {
             return bounds("flags", u64::from(self.flags));
         }
         if self.count.get() == 0 || self.block.get() > u64::MAX / 8192 {

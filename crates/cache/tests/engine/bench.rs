@@ -473,6 +473,25 @@ impl Bench {
         self.release_held();
     }
 
+    /// Whether a write that waits has a block that holds nothing but this byte.
+    pub fn holds_write_of(&mut self, byte: u8) -> bool {
+        let engine = self.engine.as_mut().expect("open");
+        self.held.iter().any(|effect| match effect {
+            Effect::DeviceWrite { buffer, .. } => {
+                let mut blocks = engine.reserve().bytes(*buffer).chunks_exact(BLOCK_BYTES);
+                blocks.any(|block| block.iter().all(|found| *found == byte))
+            }
+            _ => false,
+        })
+    }
+
+    /// The cache device takes what it was given, and the process is killed before it hears of it.
+    pub fn kill_once_written(&mut self) -> Recovery {
+        self.faults.hold_device_writes = false;
+        let _nobody_hears = self.execute_held();
+        self.try_restart().expect("an open cache")
+    }
+
     fn release_held(&mut self) {
         let done = self.execute_held();
         self.end_ios(done);

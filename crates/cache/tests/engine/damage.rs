@@ -314,3 +314,30 @@ fn a_carried_copy_that_the_origin_has_is_clean() {
     bench.disk.damage(4);
     assert_eq!(bench.read(2, 3), [Some(3), Some(4), Some(5)], "fetched again");
 }
+
+/// A start looks for the first record that was not written whole: a copy of damaged data must not
+/// look like one.
+#[test]
+fn a_damaged_block_that_was_carried_does_not_end_the_log() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    for block in 0..8 {
+        bench.write_block(block, block as u8 + 1);
+    }
+    bench.flush().expect("flushed");
+    let before = bench.try_restart().expect("an open cache").records;
+    bench.faults.origin_writes_of = Some(0);
+    bench.pass(1_000_000_000);
+    bench.disk.damage(4);
+    // Until reclaim has copied it, and nothing says yet that the copy is durable.
+    bench.faults.hold_device_writes = true;
+    while !bench.holds_write_of(5) {
+        bench.release_device_writes();
+        bench.faults.hold_device_writes = true;
+        bench.begin_write_to(1, 0, 1 << 20, 100);
+        bench.turn();
+    }
+    assert_eq!(bench.engine_counter(Counter::SegmentsReclaimed), 0);
+    let written = bench.engine_counter(Counter::Records);
+    assert_eq!(bench.kill_once_written().records, before + written);
+    assert_eq!(bench.read(2, 3), [Some(3), None, Some(5)]);
+}
