@@ -305,10 +305,11 @@ impl Rebuild {
                 segment.sequence_last = last;
             }
         }
-        if self.expected <= facts.durable {
-            self.lose(scanner, self.expected, facts.durable, accept_loss)?;
-            self.expected = facts.durable + 1;
+        let missing = scanner.superblock.skip_accepted(self.expected);
+        if missing <= facts.durable {
+            self.lose(scanner, missing, facts.durable, accept_loss)?;
         }
+        self.expected = self.expected.max(facts.durable + 1);
         if self.oldest_use.is_none() {
             self.next_use = max_use.map_or(0, |newest| newest + 1);
         }
@@ -394,8 +395,7 @@ impl Rebuild {
         Ok(())
     }
 
-    /// Notes that durable records are lost, or refuses to go on without them (rule 4). What was
-    /// accepted once is not asked for again.
+    /// Notes that durable records are lost, or refuses to go on without them (rule 4).
     fn lose(
         &mut self,
         scanner: &Scanner<'_>,
@@ -403,9 +403,6 @@ impl Rebuild {
         last: u64,
         accept_loss: bool,
     ) -> Result<(), OpenError> {
-        if scanner.superblock.accepts_loss_of(first, last) {
-            return Ok(());
-        }
         if !accept_loss {
             let unreadable = scanner.has_unreadable();
             return Err(OpenError::DurableDamaged { first, last, unreadable });
@@ -434,15 +431,17 @@ impl Rebuild {
             let Some((record, entries, sums)) = reader.next() else { break };
             let sequence = record.sequence.get();
             // What was accepted as lost stays lost, as does what only its life knew to be void.
-            let is_lost = scanner.superblock.accepts_loss_of(sequence, sequence);
+            let is_lost = scanner.superblock.accepts_loss_of(sequence);
             if sequence >= void_from || sequence < self.expected || is_lost {
                 break;
             }
-            if sequence > self.expected {
-                if self.expected > facts.durable {
+            // What was accepted once is not asked for again.
+            let missing = scanner.superblock.skip_accepted(self.expected);
+            if sequence > missing {
+                if missing > facts.durable {
                     break;
                 }
-                self.lose(scanner, self.expected, sequence - 1, accept_loss)?;
+                self.lose(scanner, missing, sequence - 1, accept_loss)?;
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());

@@ -90,10 +90,24 @@ impl Superblock {
         self.as_bytes()
     }
 
-    /// Whether the loss of these sequences was accepted at an earlier start.
+    /// Whether the loss of a sequence was accepted at an earlier start.
     #[must_use]
-    pub fn accepts_loss_of(&self, first: u64, last: u64) -> bool {
-        self.accepted_losses.iter().any(|loss| loss.first.get() <= first && last <= loss.last.get())
+    pub fn accepts_loss_of(&self, sequence: u64) -> bool {
+        self.skip_accepted(sequence) > sequence
+    }
+
+    /// The first sequence from one on whose loss was not accepted.
+    #[must_use]
+    pub fn skip_accepted(&self, from: u64) -> u64 {
+        let accepting = |next: u64| {
+            let mut losses = self.accepted_losses.iter().filter(|loss| loss.last.get() > 0);
+            losses.find(|loss| (loss.first.get()..=loss.last.get()).contains(&next))
+        };
+        let mut next = from;
+        while let Some(loss) = accepting(next) {
+            next = loss.last.get() + 1;
+        }
+        next
     }
 
     /// Notes what was accepted as lost, and forgets what the tail has passed. Of more than there is
@@ -144,19 +158,21 @@ mod tests {
     #[test]
     fn accepted_losses_stay_until_the_tail_has_passed() {
         let mut block = Superblock::of_current_version();
-        assert!(!block.accepts_loss_of(1, 1), "nothing was accepted yet");
+        let accepted = |block: &Superblock, sequences: &[u64]| -> Vec<u64> {
+            let accepted = sequences.iter().filter(|sequence| block.accepts_loss_of(**sequence));
+            accepted.copied().collect()
+        };
+        assert_eq!(accepted(&block, &[0, 1]), [], "nothing was accepted yet");
         block.accept_losses(&[(3, 5), (9, 9)], 1);
         block.accept_losses(&[(20, 30)], 4);
-        assert!(block.accepts_loss_of(3, 5) && block.accepts_loss_of(4, 4));
-        assert!(block.accepts_loss_of(9, 9) && block.accepts_loss_of(20, 30));
-        assert!(!block.accepts_loss_of(3, 6) && !block.accepts_loss_of(2, 4));
-        assert!(!block.accepts_loss_of(5, 9), "what lies between was not");
+        let around = [2, 3, 4, 5, 6, 8, 9, 10, 19, 20, 30, 31];
+        assert_eq!(accepted(&block, &around), [3, 4, 5, 9, 20, 30]);
+        assert_eq!([2, 3, 5, 6, 9, 20].map(|from| block.skip_accepted(from)), [2, 6, 6, 6, 10, 31]);
         block.accept_losses(&[], 6);
-        assert!(!block.accepts_loss_of(3, 5) && block.accepts_loss_of(9, 9));
+        assert_eq!(accepted(&block, &around), [9, 20, 30]);
         let many: Vec<_> = (10..20).map(|at| (at * 10, at * 10 + 1)).collect();
         block.accept_losses(&many, 6);
-        assert!(!block.accepts_loss_of(9, 9) && !block.accepts_loss_of(110, 111));
-        assert!(block.accepts_loss_of(120, 121) && block.accepts_loss_of(190, 191));
+        assert_eq!(accepted(&block, &[9, 110, 120, 121, 190, 191]), [120, 121, 190, 191]);
     }
 
     #[test]

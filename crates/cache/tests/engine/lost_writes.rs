@@ -58,6 +58,31 @@ fn a_long_write_lost_in_the_midst_of_a_segment_is_not_taken_for_its_end() {
     assert_eq!(bench.read(256, 1), [Some(0xee)], "what was lost is the origin's");
 }
 
+/// Behind an accepted loss the log ends like any other: what a power cut took, and nobody knew to
+/// be durable, is not a part of that loss.
+#[test]
+fn a_power_cut_behind_an_accepted_loss_is_no_further_one() {
+    let (mut bench, start) = written();
+    lose(&mut bench, start + 2 * BLOCK_BYTES, WRITE_BLOCKS_MAX as usize - 2);
+    is_refused(&mut bench, 2);
+    // A segment and the beginning of the next one, none of it flushed: the first one is lost.
+    bench.kept = true;
+    bench.faults.hold_device_writes = true;
+    for _ in 0..4 {
+        bench.begin_write_to(0, 2 * MIB, MIB, 70);
+    }
+    bench.begin_write_to(0, 5 * 4096, 4096, 71);
+    bench.turn();
+    bench.release_device_writes();
+    let first = bench.disk.blocks_of(70)[0] - SEGMENTS_OFFSET as usize;
+    let segment = first / SEGMENT_BYTES_MIN as usize * SEGMENT_BYTES_MIN as usize;
+    lose(&mut bench, SEGMENTS_OFFSET as usize + segment, SEGMENT_BYTES_MIN as usize / BLOCK_BYTES);
+    let recovery = bench.try_restart().expect("nothing durable is gone since");
+    assert_eq!(recovery.lost, None);
+    assert_eq!(bench.read(5, 1), [Some(0xee)], "cut before the first of them");
+    assert_eq!(bench.read(0, 1), [Some(1)]);
+}
+
 #[test]
 fn the_longest_write_lost_at_the_start_of_the_newest_segment_is_not_taken_for_its_end() {
     let (mut bench, start) = written();
