@@ -7,13 +7,12 @@ import { spawn } from 'node:child_process';
 import { createRequire } from 'node:module';
 import { join, relative } from 'node:path';
 import process from 'node:process';
-import { demoDevices } from './lib/demo.mjs';
+import { defaultsBeside, demoDevices } from './lib/demo.mjs';
 import { Refusal, root, run, runAsScript } from './lib/process.mjs';
 import { setup } from './setup.mjs';
 
 const DIRECTORY = join(root, '.ringfence', 'demo');
 const COMMAND = join(root, 'bin', 'ringfence');
-const DEFAULTS = { '--listen': '127.0.0.1:10809', '--metrics': '127.0.0.1:9809' };
 
 /** @param {string} path as a person in the project's directory would write it */
 const shown = (path) => relative(root, path);
@@ -76,13 +75,8 @@ async function start(further) {
       fresh ? '' : 'The data of the last run is still there.\n',
     ];
     process.stdout.write(`${lines.join('\n')}\n`);
-    /** @param {string} option */
-    const isGiven = (option) => further.some((one) => one.split('=', 1)[0] === option);
-    const chosen = Object.entries(DEFAULTS).flatMap(([option, value]) =>
-      isGiven(option) ? [] : [option, value],
-    );
-    const parameters = ['--cache', cache.path, '--export', `demo=${origin}`, ...chosen];
-    return await serve([...parameters, ...further]);
+    const demo = ['--cache', cache.path, '--export', `demo=${origin}`];
+    return await serve([...demo, ...defaultsBeside(further), ...further]);
   } finally {
     cache.detach();
   }

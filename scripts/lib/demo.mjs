@@ -66,3 +66,17 @@ export function demoDevices(directory) {
   };
   return { origin, cache: { path: loop, words: `${loop}, a loop device over ${file}`, detach } };
 }
+
+const DEFAULTS = { '--listen': '127.0.0.1:10809', '--metrics': '127.0.0.1:9809' };
+
+/**
+ * The options of `serve` that nobody has given.
+ *
+ * @param {readonly string[]} given
+ */
+export function defaultsBeside(given) {
+  const names = given.map((one) => one.split('=', 1)[0]);
+  return Object.entries(DEFAULTS).flatMap(([option, value]) =>
+    names.includes(option) ? [] : [option, value],
+  );
+}

@@ -415,6 +415,7 @@ test('status is JSON for programs and a table for people', async (t) => {
   const people = command();
   t.is(await people.run('status', '--control', control), 0);
   t.regex(people.output, /512 MiB of 1 GiB in use/);
+  t.regex(people.output, /index +.* of [0-9]+ leaves in use/);
   t.regex(people.output, /io_flusher +down +Give it a capability\./);
   t.regex(people.output, /holds 4 KiB for exports that are not served/);
   t.regex(people.output, /The cache device failed/);
