@@ -21,7 +21,7 @@ use ringfence_cache::limits::{
 };
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 use std::rc::Rc;
 use zerocopy::FromBytes;
 
@@ -33,6 +33,8 @@ const SEGMENT_PAGES: u64 = SEGMENT_BYTES_MIN / BLOCK_BYTES_U64;
 /// A record as it was last written to a place.
 #[derive(Clone, Debug)]
 struct Written {
+    /// When; a later record with its number makes it void.
+    at: u64,
     pages: u64,
     sequence: u64,
     /// Which block of its export each page behind the header has.
@@ -56,8 +58,6 @@ pub struct Damage {
     blocks: BTreeSet<(u8, u64)>,
     /// Records that were damaged.
     sequences: BTreeSet<u64>,
-    /// Records that were damaged, and whose loss was accepted.
-    accepted: BTreeSet<u64>,
     /// Records by the first page of the place they were written to.
     records: BTreeMap<u64, Written>,
     /// By sequence.
@@ -87,18 +87,13 @@ impl Damage {
         self.sequences.contains(&sequence)
     }
 
-    /// The first damaged one of the records that a start names, which begin with a damaged one or
-    /// with one whose loss was accepted earlier: a gap in the log does not say whether it is one.
-    #[must_use]
-    pub fn first_hit(&self, named: RangeInclusive<u64>) -> Option<u64> {
-        let known = self.hit(*named.start()) || self.accepted.contains(named.start());
-        let mut hit = self.sequences.range(named);
-        if known { hit.next().copied() } else { None }
-    }
-
-    /// The loss of a record, and of everything behind it, was accepted: it explains no later loss.
-    pub fn accept_from(&mut self, first: u64) {
-        self.accepted.extend(self.sequences.split_off(&first));
+    /// Forgets the records that the newest superblock makes void: their damage explains no later
+    /// loss.
+    fn forget_void(&mut self, superblock: &Superblock) {
+        let next = superblock.first_sequence.get();
+        let is_void = |of: u64| of >= next || superblock.accepts_loss_of(of);
+        self.sequences.retain(|sequence| !is_void(*sequence));
+        self.moments.retain(|sequence, _| !is_void(*sequence));
     }
 
     /// Notes the records that a device write carries.
@@ -121,12 +116,9 @@ impl Damage {
             let carried = entries.filter(|entry| is_carried(entry.kind()));
             let carried = carried.map(|e| range(e.block.get(), e.count.get())).collect();
             let segment_use = header.segment_use.get();
-            // An earlier one with this number is void.
-            self.sequences.remove(&sequence);
-            self.accepted.remove(&sequence);
             self.records
                 .retain(|start, old| *start + old.pages <= first || *start >= first + pages);
-            self.records.insert(first, Written { pages, sequence, blocks });
+            self.records.insert(first, Written { at: moment, pages, sequence, blocks });
             self.moments.insert(sequence, Moment { at: moment, segment_use, carried });
             at += usize::try_from(pages).expect("a record") * BLOCK_BYTES;
         }
@@ -137,7 +129,8 @@ impl Damage {
     fn note_page(&mut self, page: u64) -> Option<u64> {
         let (start, record) = self.records.range(..=page).next_back()?;
         let at = page - start;
-        if at >= record.pages {
+        let is_void = self.moments.get(&record.sequence).is_none_or(|known| known.at != record.at);
+        if at >= record.pages || is_void {
             return None;
         }
         self.sequences.insert(record.sequence);
@@ -150,7 +143,7 @@ impl Damage {
         let until = self.moments.get(&first)?.at;
         let carried = self.moments.range(first..).flat_map(|(_, record)| record.carried.iter());
         let carried = carried.map(|blocks| blocks.start * block_units..blocks.end * block_units);
-        Some(Loss { found, until, carried: carried.collect() })
+        Some(Loss::new(found, until, carried.collect()))
     }
 }
 
@@ -289,11 +282,24 @@ impl World {
             .then_some((export, offset))
     }
 
-    /// What of flushed data may be gone since the last restart, if damage explains that.
-    pub(crate) fn find_loss(&mut self) -> Option<Loss> {
+    /// Notes what of flushed data may be gone since the last restart, if damage explains that.
+    pub(crate) fn note_loss(&mut self) {
+        self.is_loss_new = false;
         if !self.damage.any() {
-            return None;
+            return;
         }
+        if let Some(loss) = self.find_loss() {
+            self.is_loss_new = true;
+            self.losses.push(loss);
+            // How far they are behind is lost as well, or where an epoch ended.
+            self.origins.iter_mut().for_each(|origin| origin.forget_order());
+        }
+        if let Some(superblock) = self.superblock() {
+            self.damage.forget_void(&superblock);
+        }
+    }
+
+    fn find_loss(&mut self) -> Option<Loss> {
         let (found, block_units) =
             (self.checker.history.now(), BLOCK_BYTES_U64 / self.scenario.unit_bytes);
         if let Some(first) = self.accepted_loss {
@@ -357,21 +363,36 @@ impl World {
             violation.kind,
             Kind::Lost | Kind::Stale | Kind::LogOrder | Kind::Torn | Kind::OriginAhead
         );
-        // What the origin was given from a log without its end is no disk that existed.
-        let is_of_origin = matches!(violation.kind, Kind::OriginAhead | Kind::OriginIllegal);
-        if !(is_loss || is_of_origin) || self.losses.is_empty() {
+        if !is_loss || self.losses.is_empty() {
             return violation;
         }
+        // What the origin was given from a log without its end is no disk that existed.
+        let is_of_origin = violation.kind == Kind::OriginAhead && self.is_loss_new;
         match self.checker.check_excused(&self.contents, &self.losses) {
-            Err(worse) if !is_of_origin => worse,
-            _ => {
-                let named = self.accepted_loss.is_some();
-                let kind = if named { FaultKind::LossNamed } else { FaultKind::LossUnknowable };
-                self.tally.faults.count(kind);
-                let detail = format!("damage explains it: {}", violation.detail);
-                self.trace.line(self.now_ns, || detail.clone());
-                Violation::new(Kind::Explained, detail)
-            }
+            Err(worse) if !is_of_origin => return worse,
+            // An older loss explains nothing by itself: something of it has to be missing now.
+            Ok(false) if !self.is_loss_new => return violation,
+            _ => {}
+        }
+        let named = self.accepted_loss.is_some();
+        let kind = if named { FaultKind::LossNamed } else { FaultKind::LossUnknowable };
+        self.tally.faults.count(kind);
+        let detail = format!("damage explains it: {}", violation.detail);
+        self.trace.line(self.now_ns, || detail.clone());
+        Violation::new(Kind::Explained, detail)
+    }
+
+    /// A start was checked: from now on losses explain only what origins have not flushed.
+    pub(crate) fn narrow_losses(&mut self) {
+        if self.losses.is_empty() {
+            return;
+        }
+        let hidden = self.origins.iter().map(|origin| origin.unflushed());
+        let hidden: Rc<[Vec<bool>]> = hidden.collect();
+        if hidden.iter().flatten().any(|is_hidden| *is_hidden) {
+            self.losses.iter_mut().for_each(|loss| loss.hide(&hidden));
+        } else {
+            self.losses.clear();
         }
     }
 
@@ -380,7 +401,16 @@ impl World {
     pub(crate) fn outlive(&mut self) -> Option<Resolution> {
         let contents = std::mem::take(&mut self.contents);
         let resolution = self.checker.outlive(contents)?;
-        self.check_origins_after_restart(&resolution).ok()?;
+        let shows_more = self.origins.iter().zip(0..).any(|(origin, export)| {
+            let mut units = 0..origin.live().len();
+            units.any(|unit| {
+                let mut possible = origin.possible(unit);
+                possible.any(|value| self.checker.is_ahead(&resolution, export, unit, value))
+            })
+        });
+        if shows_more {
+            return None;
+        }
         self.tally.faults.count(FaultKind::LossOutlived);
         self.trace.line(self.now_ns, || "the world goes on behind it".into());
         Some(resolution)

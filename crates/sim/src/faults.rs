@@ -51,9 +51,10 @@ fault_kinds! {
     StaleSector,
     /// Damage took flushed data, and the start that was refused named it.
     LossNamed,
-    /// Damage took the last flushed data, which nothing on the device knew to be durable.
+    /// Damage took the last flushed data, which nothing on the device knew to be durable, or an
+    /// origin that had hidden a loss lost its power.
     LossUnknowable,
-    /// A world went on behind a loss: what was left is what some moment of the log had shown.
+    /// A world went on behind a loss: what was left could be the work of a mere crash.
     LossOutlived,
     /// A read, write or flush of an origin failed.
     OriginError,

@@ -265,7 +265,9 @@ impl<C: Core> Life<C> {
                 }
             }
         }
-        if world.random.percent(world.scenario.faults.origin_power_percent) {
+        let loses_power = world.random.percent(world.scenario.faults.origin_power_percent);
+        // What hides a loss stays, as long as clients are served.
+        if loses_power && world.losses.is_empty() {
             world.tally.faults.count(FaultKind::OriginPowerCut);
             world.trace.line(world.now_ns, || format!("origin {export} loses its power"));
             world.origins[usize::from(export)].power_cut(&mut world.random);
@@ -423,7 +425,8 @@ impl<C: Core> Life<C> {
                     let origin = &mut world.origins[usize::from(export)];
                     origin.disturbed = world.checker.history.now();
                     world.tally.faults.count(FaultKind::OriginFlushError);
-                    origin.fail_flush(&mut world.random);
+                    // What hides a loss stays, as long as clients are served.
+                    origin.fail_flush(&mut world.random, world.losses.is_empty());
                 }
             },
             Action::DeviceRead { .. } | Action::DeviceFlush { .. } | Action::OriginRead { .. } => {}

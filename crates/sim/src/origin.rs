@@ -103,7 +103,7 @@ impl SimOrigin {
     /// # Errors
     /// See [`Checker::check_origin_caught_up`].
     pub fn drained(&mut self, checker: &Checker, export: u8, before: u64) -> Result<(), Violation> {
-        checker.check_origin_caught_up(export, before, |unit| self.possible(unit))?;
+        checker.check_origin_caught_up(export, 0..before, |unit| self.possible(unit))?;
         checker.require_drained(&mut self.ledger, before);
         Ok(())
     }
@@ -143,6 +143,12 @@ impl SimOrigin {
         }
     }
 
+    /// Per unit, whether a power cut could change what it shows.
+    #[must_use]
+    pub fn unflushed(&self) -> Vec<bool> {
+        self.possible.iter().map(|possible| possible.len() > 1).collect()
+    }
+
     /// Whether writes have ended well that no flush has covered yet.
     #[must_use]
     pub fn has_unflushed(&self) -> bool {
@@ -171,9 +177,9 @@ impl SimOrigin {
 
     /// A flush has failed: as with many systems, some of what it should have covered will never
     /// become durable unless it is written again, and may even cease to show.
-    pub fn fail_flush(&mut self, random: &mut Random) {
+    pub fn fail_flush(&mut self, random: &mut Random, may_revert: bool) {
         let drop_percent = random.pick(&[0, 50, 100]);
-        let reverts = random.percent(50);
+        let reverts = random.percent(50) && may_revert;
         for write in self.pending.extract_if(.., |write| write.completion.is_some()) {
             for (&value, unit) in write.values.iter().zip(write.first_unit..) {
                 let kept = !random.percent(drop_percent);

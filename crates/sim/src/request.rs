@@ -378,12 +378,13 @@ impl<C: Core> Life<C> {
             }
             Purpose::Flush(submitted) => {
                 world.checker.answer_flush(Some(wish.export), submitted);
-                // What the log has lost, the origin may still have, not flushed: nobody knows.
-                if mode != Mode::Writethrough || !world.losses.is_empty() {
+                if mode != Mode::Writethrough {
                     return Ok(());
                 }
+                // What the log has lost, the origin may still have, not flushed: nobody knows.
+                let since = world.losses.last().map_or(0, |loss| loss.found);
                 let possible = |unit| origin.possible(unit);
-                world.checker.check_origin_caught_up(wish.export, submitted, possible)
+                world.checker.check_origin_caught_up(wish.export, since..submitted, possible)
             }
         }
     }

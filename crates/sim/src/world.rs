@@ -115,6 +115,8 @@ pub struct World {
     pub(crate) accepted_loss: Option<u64>,
     /// What damage took from the log, by the starts that found it.
     pub(crate) losses: Vec<Loss>,
+    /// Whether the last start found one.
+    pub(crate) is_loss_new: bool,
     /// Which origin hangs by choice: errors of its export are explained, and no others.
     pub(crate) hung: Option<u8>,
     /// The longest that a request of another export took while it did.
@@ -166,6 +168,7 @@ impl World {
             damage: Shared::new(Damage::default()),
             accepted_loss: None,
             losses: Vec::new(),
+            is_loss_new: false,
             hung: None,
             longest_beside_ns: 0,
             answered_beside: 0,
@@ -348,13 +351,12 @@ impl World {
                     Rc::make_mut(&mut self.scenario).serve_all(owed);
                     continue;
                 }
-                Ok(Err(OpenError::DurableDamaged { first, last, .. }))
-                    if self.damage.first_hit(first..=last).is_some()
-                        && self.accepted_loss.is_none() =>
+                Ok(Err(OpenError::DurableDamaged { first, .. }))
+                    if self.damage.hit(first) && self.accepted_loss.is_none() =>
                 {
                     // The documented error; the operator accepts the loss that it names.
                     self.trace.line(self.now_ns, || format!("refused: {first} on are damaged"));
-                    self.accepted_loss = self.damage.first_hit(first..=last);
+                    self.accepted_loss = Some(first);
                     continue;
                 }
                 Ok(Err(error)) => return Err(Violation::new(Kind::OpenRefused, error.to_string())),
@@ -365,14 +367,7 @@ impl World {
                 self.tally.faults.count(FaultKind::ExportLeftOut);
             }
             // Before the new life writes records of its own with the same numbers.
-            if let Some(loss) = self.find_loss() {
-                self.losses.push(loss);
-                // How far they are behind is lost as well, or where an epoch ended.
-                self.origins.iter_mut().for_each(|origin| origin.forget_order());
-            }
-            if let Some(first) = self.accepted_loss {
-                self.damage.accept_from(first);
-            }
+            self.note_loss();
             let slots = self.scenario.exports.iter().map(|export| {
                 let name = &export.options.name;
                 let found = exports.iter().find(|opened| opened.name == *name);
@@ -492,16 +487,27 @@ impl World {
                 Err(Violation::new(Kind::Lost, detail))
             }
         };
-        match checked {
-            Ok(_) => self.trace.line(self.now_ns, || "everything read and as it should be".into()),
-            Err(violation) => {
-                self.contents = kept.unwrap_or_default();
-                let explained = self.explain(violation);
-                let goes_on = explained.kind == Kind::Explained;
-                return goes_on.then(|| self.outlive()).flatten().ok_or(explained);
+        let unexplained = match checked {
+            Ok(resolution) if !self.is_loss_new => {
+                self.trace.line(self.now_ns, || "everything read and as it should be".into());
+                self.narrow_losses();
+                return Ok(resolution);
             }
+            // It may show later, or to those who know less.
+            Ok(_) => None,
+            Err(violation) => Some(violation),
+        };
+        self.contents = kept.unwrap_or_default();
+        let explained = match unexplained {
+            Some(violation) => self.explain(violation),
+            None => Violation::new(Kind::Explained, "a loss does not show".into()),
+        };
+        if explained.kind != Kind::Explained {
+            return Err(explained);
         }
-        checked
+        let resolution = self.outlive().ok_or(explained)?;
+        self.narrow_losses();
+        Ok(resolution)
     }
 
     fn check_contents(&self, contents: Contents) -> Result<Resolution, Violation> {

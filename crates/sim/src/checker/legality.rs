@@ -187,12 +187,28 @@ impl Checker {
         unit: usize,
         value: Value,
     ) -> Result<(), Violation> {
-        if value != ZEROES && (self.history.get(value).lost || resolution.takes(value)) {
+        if value != ZEROES && self.is_gone(resolution, value) {
             let found = self.history.describe(value);
             let detail = format!("unit {unit} of the origin of export {export} shows {found}");
             return Err(Violation::new(Kind::OriginAhead, detail));
         }
         Ok(())
+    }
+
+    /// Whether a value of an origin may be that of a write which the restart has lost. Zeroes do
+    /// not name their write: they may where such a write was of zeroes, and the cache shows others.
+    #[must_use]
+    pub fn is_ahead(&self, resolution: &Resolution, export: u8, unit: usize, value: Value) -> bool {
+        if value != ZEROES {
+            return self.is_gone(resolution, value);
+        }
+        let zeroes = &self.exports[usize::from(export)].zeroes[unit];
+        let is_gone = |id: &u32| self.is_gone(resolution, *id);
+        !resolution.shows(export, unit, ZEROES) && zeroes.iter().any(is_gone)
+    }
+
+    fn is_gone(&self, resolution: &Resolution, id: u32) -> bool {
+        self.history.get(id).lost || resolution.takes(id)
     }
 
     /// Checks the whole origin as it is at this moment, whatever a power cut now takes of it.
@@ -228,18 +244,22 @@ impl Checker {
         }
     }
 
-    /// Everything answered before a moment is what the origin shows, whatever fails now.
+    /// Everything submitted from a moment on and answered before another is what the origin shows,
+    /// whatever fails now.
     ///
     /// # Errors
     /// When some unit may show something older.
     pub fn check_origin_caught_up<P: Iterator<Item = Value>>(
         &self,
         export: u8,
-        before: u64,
+        moments: Range<u64>,
         possible: impl Fn(usize) -> P,
     ) -> Result<(), Violation> {
+        let is_owed = |id: &u32| {
+            self.history.get(*id).invoked >= moments.start && self.is_owed(*id, moments.end)
+        };
         for (candidates, unit) in self.exports[usize::from(export)].candidates.iter().zip(0..) {
-            for &id in candidates.iter().filter(|id| self.is_owed(**id, before)) {
+            for &id in candidates.iter().filter(|id| is_owed(id)) {
                 let older = |value: &Value| self.origin_value_is_before(export, unit, *value, id);
                 if let Some(value) = possible(unit).find(older) {
                     let found = if value == ZEROES {

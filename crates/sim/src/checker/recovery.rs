@@ -24,6 +24,12 @@ impl Resolution {
     pub fn takes(&self, id: u32) -> bool {
         self.lost.binary_search(&id).is_ok()
     }
+
+    /// Whether a unit was read, and shows a value.
+    #[must_use]
+    pub fn shows(&self, export: u8, unit: usize, value: Value) -> bool {
+        self.contents[usize::from(export)].get(unit) == Some(&value)
+    }
 }
 
 /// What damage that a start found took from the log. The origin may have hidden that: what it
@@ -36,9 +42,26 @@ pub struct Loss {
     pub until: u64,
     /// unless the only copy of it was in these units of some export.
     pub carried: Rc<[Range<u64>]>,
+    /// Per export and unit, whether an origin may still hide it. `None` at the start that found it.
+    hidden: Option<Rc<[Vec<bool>]>>,
 }
 
 impl Loss {
+    /// A loss that a start has found just now.
+    #[must_use]
+    pub fn new(found: u64, until: u64, carried: Rc<[Range<u64>]>) -> Self {
+        Self { found, until, carried, hidden: None }
+    }
+
+    /// From the next start on it is only what these units had lost that may come out.
+    pub fn hide(&mut self, units: &Rc<[Vec<bool>]>) {
+        self.hidden.get_or_insert_with(|| units.clone());
+    }
+
+    fn may_be_hidden(&self, export: u8, unit: usize) -> bool {
+        self.hidden.as_ref().is_none_or(|hidden| hidden[usize::from(export)][unit])
+    }
+
     fn had_carried(&self, unit: usize) -> bool {
         self.carried.iter().any(|units| units.contains(&(unit as u64)))
     }
@@ -206,9 +229,7 @@ impl Checker {
             let write = self.history.get(value);
             let covered = values.iter().enumerate().skip(write.first_unit).take(write.units);
             for (other_unit, &other) in covered {
-                if other != UNREADABLE
-                    && other != value
-                    && self.value_is_before(export, other_unit, other, value)
+                if other != value && self.survivor_is_before(resolution, export, other_unit, value)
                 {
                     return Err(Violation::new(
                         Kind::Torn,
@@ -230,11 +251,13 @@ impl Checker {
     }
 
     /// Checks a restart after losses that damage explains: nothing else is gone, and every unit
-    /// shows something that was written there and that no earlier crash has taken.
+    /// shows something that was written there and that no earlier crash has taken. Returns whether
+    /// they explain that anything is.
     ///
     /// # Errors
     /// When something is gone that was in none of them, or shows what belongs elsewhere.
-    pub fn check_excused(&self, contents: &Contents, losses: &[Loss]) -> Result<(), Violation> {
+    pub fn check_excused(&self, contents: &Contents, losses: &[Loss]) -> Result<bool, Violation> {
+        let mut explains = false;
         let durable = self.known_as_durable();
         for (values, export) in contents.iter().zip(0u8..) {
             for (unit, &value) in values.iter().enumerate() {
@@ -244,8 +267,11 @@ impl Checker {
                 let mut newer = durable[usize::from(export)][unit]
                     .iter()
                     .filter(|id| self.origin_value_is_before(export, unit, value, **id));
-                let missing =
-                    newer.find(|id| !losses.iter().any(|loss| self.took(loss, **id, unit)));
+                let missing = newer.find(|id| {
+                    let is_taken = losses.iter().any(|loss| self.took(loss, **id, unit));
+                    explains |= is_taken;
+                    !is_taken
+                });
                 let (kind, what) = match (&self.writers(export, unit, value)[..], missing) {
                     ([], _) => (Kind::Garbage, "shows what was never written there".into()),
                     (ids, _) if ids.iter().all(|id| self.history.get(*id).lost) => {
@@ -259,7 +285,7 @@ impl Checker {
                 return Err(Violation::new(kind, format!("{place} {what}")));
             }
         }
-        Ok(())
+        Ok(explains)
     }
 
     /// All writes of a unit that a value may stand for, lost ones included.
@@ -275,8 +301,8 @@ impl Checker {
 
     /// What a start shows behind a loss that was checked, as a beginning for more lives: nothing
     /// newer may come back. `None` where the log was not cut as any other crash could have cut it:
-    /// something cannot be read, a write is gone in part, or an earlier one, or a read of what is
-    /// left would show two writes a part of each other.
+    /// something cannot be read, a write is gone in part, or an earlier one, of whatever life, or a
+    /// read of what is left would show two writes a part of each other.
     pub fn outlive(&mut self, contents: Contents) -> Option<Resolution> {
         for (values, registers) in contents.iter().zip(&mut self.exports) {
             for (unit, &value) in values.iter().enumerate() {
@@ -294,16 +320,24 @@ impl Checker {
                 }
             }
         }
-        let is_gone = |id: &u32| {
-            let write = self.history.get(*id);
-            let values = &contents[usize::from(write.export)];
-            let units = (write.first_unit..values.len()).take(write.units);
-            let newer = |unit| self.value_is_before(write.export, unit, values[unit], *id);
-            !write.lost && runs(values, units).any(newer)
-        };
-        let lost = (1..).take(self.history.len() - 1).filter(is_gone).collect();
-        let resolution = Resolution { contents, lost };
+        let mut resolution = Resolution { contents, lost: Vec::new() };
+        loop {
+            // A write of zeroes that is gone leaves its zeroes to older ones: more may be gone.
+            let ids = (1..).take(self.history.len() - 1);
+            let lost: Vec<u32> = ids.filter(|id| self.is_gone_behind(&resolution, *id)).collect();
+            if lost == resolution.lost {
+                break;
+            }
+            resolution.lost = lost;
+        }
         self.check_prefix(&resolution).ok()?;
+        let shown = resolution.contents.iter().flatten().filter(|id| **id != ZEROES);
+        let newest = shown.max_by_key(|id| self.history.get(**id).invoked);
+        if newest.is_some_and(|newest| {
+            resolution.lost.iter().any(|&id| self.history.is_before(id, *newest))
+        }) {
+            return None;
+        }
         let mut beginning = self.clone();
         beginning.resolve(&resolution);
         for (values, export) in resolution.contents.iter().zip(0..) {
@@ -314,9 +348,37 @@ impl Checker {
         Some(resolution)
     }
 
+    /// Whether some unit of a write shows what came before it.
+    fn is_gone_behind(&self, resolution: &Resolution, id: u32) -> bool {
+        let write = self.history.get(id);
+        let values = &resolution.contents[usize::from(write.export)];
+        let units = (write.first_unit..values.len()).take(write.units);
+        !write.lost
+            && runs(values, units)
+                .any(|unit| self.survivor_is_before(resolution, write.export, unit, id))
+    }
+
+    /// Whether every write that what a unit shows may stand for came before `id`.
+    fn survivor_is_before(
+        &self,
+        resolution: &Resolution,
+        export: u8,
+        unit: usize,
+        id: u32,
+    ) -> bool {
+        match resolution.contents[usize::from(export)][unit] {
+            UNREADABLE => false,
+            ZEROES => self
+                .zero_survivors(resolution, export, unit)
+                .all(|zeroes| self.history.was_before(zeroes, id)),
+            shown => shown != id && self.history.was_before(shown, id),
+        }
+    }
+
     /// Whether a loss may have taken a write from a unit.
     fn took(&self, loss: &Loss, id: u32, unit: usize) -> bool {
         self.history.get(id).invoked < loss.found
+            && loss.may_be_hidden(self.history.get(id).export, unit)
             && (loss.had_carried(unit) || !self.history.was_durable(id, loss.until))
     }
 
