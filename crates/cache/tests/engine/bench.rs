@@ -120,6 +120,8 @@ pub struct Bench {
     pub notices: Vec<Notice>,
     /// What origins were told to do: `write`, `zero` or `flush`, the export, the first block.
     pub origin_log: Vec<(&'static str, u8, u64)>,
+    /// What the origins had when the last control was answered.
+    pub origins_then: Vec<Vec<u8>>,
     /// Whether requests ask that what is answered outlives the process.
     pub kept: bool,
     /// Whether invariants are checked after every step.
@@ -206,6 +208,7 @@ impl Bench {
             faults: Faults::default(),
             notices: Vec::new(),
             origin_log: Vec::new(),
+            origins_then: Vec::new(),
             kept: false,
             is_checked: true,
             options,
@@ -356,6 +359,7 @@ impl Bench {
             Effect::Complete { ticket, result } => self.complete(ticket, result),
             Effect::ControlDone { token, result } => {
                 self.controls.insert(token, result);
+                self.origins_then.clone_from(&self.origins);
                 self.flushed_then.clone_from(&self.disk.flushed);
             }
             Effect::Notice(notice) => self.notices.push(notice),

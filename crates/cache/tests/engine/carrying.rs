@@ -3,9 +3,10 @@
 use crate::bench::Bench;
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{EXPORT_TABLE_OFFSETS, SEGMENT_BYTES_MIN};
-use ringfence_cache::{Buffer, Command, Mode, Order};
+use ringfence_cache::{Buffer, Command, Control, Mode, Order};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
+const RELAXED: (Mode, Order) = (Mode::Writeback, Order::Relaxed);
 const TRIM: Command = Command::Trim { fua: false };
 const SECOND: u64 = 1_000_000_000;
 const MIB: u64 = 1 << 20;
@@ -122,4 +123,34 @@ fn zeroes_in_many_runs_leave_a_segment_for_the_record_with_the_tail() {
     assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0);
     assert!((0..2 * RUNS).all(|block| bench.origin(0, block) == 0));
     bench.write(1, 0, MIB, 9).expect("and it goes on");
+}
+
+/// What a round passes over, because a newer version lies further on in it, is on the origin only
+/// at its end, which is no nearer where the round before it was of copies.
+#[test]
+fn a_relaxed_round_behind_copies_goes_to_its_end() {
+    let mut bench = Bench::new(&[RELAXED, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    bench.write_block(0, 5);
+    bench.flush().expect("flushed");
+    let mut at = 0;
+    while bench.engine_counter(Counter::SegmentsReclaimed) == 0 {
+        bench.write(1, at % 7 * MIB, MIB, 9).expect("written");
+        bench.pass(SECOND);
+        at += 1;
+        assert!(at < 100, "nothing is carried");
+    }
+    bench.write_block(1, 6);
+    bench.write_block(2, 7);
+    assert_eq!(bench.control(Control::Drain(None)), None, "its origin is away");
+    // Zeroes are a batch of their own.
+    bench.submit(0, TRIM, 3 * 4096, 4096);
+    bench.flush().expect("flushed");
+    bench.write_block(1, 8);
+    bench.flush().expect("flushed");
+    bench.faults.origin_writes_of = None;
+    bench.pass(10 * SECOND);
+    assert_eq!([0, 1].map(|block| bench.origin(0, block)), [5, 8]);
+    let drained: Vec<u8> = bench.origins_then[0].iter().step_by(4096).take(2).copied().collect();
+    assert_eq!(drained, [5, 8], "at the answer");
 }

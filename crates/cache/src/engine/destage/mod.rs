@@ -142,7 +142,7 @@ pub struct Destager {
     epoch_ended: bool,
     /// In relaxed order: where the round ends.
     horizon: LogAddress,
-    /// The last carried entry that was planned, and the epoch that it belongs to.
+    /// The last carried entry that was planned and is not below the watermark yet, and its epoch.
     carried: Option<(CarriedKey, u64)>,
 }
 
@@ -471,6 +471,8 @@ impl Engine {
         export.dirty.subtract(done.passed);
         destager.passed.subtract(done.passed);
         destager.done.passed = DirtyAccount::default();
+        // Where the copies end, their round does, and no other one.
+        destager.carried = destager.carried.filter(|(key, _)| key.version > done.sequence);
         export.advance_watermark(done.sequence, done.end, done.cursor);
         if !export.is_dirty() {
             // Copies that were carried lie behind the end of what destage took from the log,
