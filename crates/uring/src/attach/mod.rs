@@ -12,6 +12,7 @@
 
 mod link;
 mod netlink;
+mod queue;
 mod sockets;
 mod supervisor;
 

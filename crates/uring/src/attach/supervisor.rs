@@ -20,6 +20,7 @@ use super::link::{
     Link, RECEIVE_BYTES_MAX, ReplayError, Transcript, allow_stalls, hand_over, was_taken,
 };
 use super::netlink::{DeviceSpec, Listener, Netlink, SOCKETS_MAX};
+use super::queue::Queue;
 use super::refusal;
 use super::sockets::Sockets;
 use crate::error::RuntimeError;
@@ -27,9 +28,7 @@ use crate::options::Guard;
 use crate::signal::{Signal, spawn_quiet};
 use crate::thread::{lock_stack, lock_text};
 use crate::{allocation, guards};
-use rustix::fs::{Mode, OFlags};
 use std::collections::VecDeque;
-use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::linux::net::SocketAddrExt;
@@ -294,7 +293,7 @@ fn open(
         netlink,
         listener,
         index,
-        queue: Queue::of(index, spec.device.resend_seconds),
+        queue: Queue::of(index, spec.device.resend_seconds).map_err(refused)?,
         spec: spec.device,
         sockets,
         connections,
@@ -302,6 +301,8 @@ fn open(
     };
     let mut settled = driver.be_patient();
     if !spec.take_over {
+        // There are no requests yet that could wait.
+        settled = settled.and_then(|()| driver.queue.set_look());
         settled = settled.and_then(|()| driver.queue.shorten_requests());
     }
     if let Err(error) = settled {
@@ -362,62 +363,6 @@ trait Driver {
     fn detach(&mut self) -> io::Result<()>;
 }
 
-/// What the block layer is told of the device: files of its queue in sysfs.
-struct Queue {
-    /// How often the driver looks at requests without an answer: where it is said, and what.
-    look: CString,
-    look_milliseconds: String,
-    /// The longest request, in KiB.
-    request: CString,
-}
-
-/// A server may answer a longer read in parts, and the kernel's driver has no way to learn that a
-/// later part failed: it would ask for all of it again, for ever.
-const REQUEST_KIB_MAX: u32 = ringfence_cache::limits::STEP_BYTES_MAX / 1024;
-const REQUEST_KIB_MAX_TEXT: &[u8] = b"1024";
-const _: () = assert!(REQUEST_KIB_MAX == 1024, "the text says the same");
-
-impl Queue {
-    fn of(index: u32, look_seconds: u32) -> Self {
-        Self::at(&format!("/sys/block/nbd{index}/queue"), look_seconds)
-    }
-
-    fn at(folder: &str, look_seconds: u32) -> Self {
-        let path = |name| CString::new(format!("{folder}/{name}")).expect("a path without zeroes");
-        Self {
-            look: path("io_timeout"),
-            look_milliseconds: format!("{look_seconds}000"),
-            request: path("max_sectors_kb"),
-        }
-    }
-
-    fn set_look(&self) -> io::Result<()> {
-        write_setting(&self.look, self.look_milliseconds.as_bytes())
-    }
-
-    /// Newer kernels let requests on their way end first, so it is done before there are any.
-    fn shorten_requests(&self) -> io::Result<()> {
-        let mut text = [0; 16];
-        let file = open_setting(&self.request, OFlags::RDONLY)?;
-        let length = rustix::io::read(&file, &mut text)?;
-        let most = str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
-        // What is shorter was somebody's wish, or an older kernel's.
-        if most.is_none_or(|kib: u32| kib > REQUEST_KIB_MAX) {
-            write_setting(&self.request, REQUEST_KIB_MAX_TEXT)?;
-        }
-        Ok(())
-    }
-}
-
-fn open_setting(path: &CString, access: OFlags) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path.as_c_str(), access | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn write_setting(path: &CString, text: &[u8]) -> io::Result<()> {
-    rustix::io::write(&open_setting(path, OFlags::WRONLY)?, text)?;
-    Ok(())
-}
-
 struct KernelDriver {
     netlink: Netlink,
     listener: Listener,
@@ -434,7 +379,8 @@ impl KernelDriver {
     /// is sent again soon.
     fn be_patient(&mut self) -> io::Result<()> {
         self.netlink.limit_requests(self.index, &self.spec, false)?;
-        self.queue.set_look()
+        self.queue.set_look_soon();
+        Ok(())
     }
 }
 

@@ -1,8 +1,8 @@
 //! The loop over a driver of our making, and real sockets.
 
 use super::{
-    AttachEvent, Command, Driver, Link, Mending, Queue, RECEIVE_BYTES_MAX, RETRY_MIN, Shared,
-    Signal, Supervisor, Woken, errno_of, lock,
+    AttachEvent, Command, Driver, Link, Mending, RECEIVE_BYTES_MAX, RETRY_MIN, Shared, Signal,
+    Supervisor, Woken, errno_of, lock,
 };
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
@@ -309,22 +309,6 @@ fn a_device_that_somebody_else_detached_ends_the_thread() {
     let events = told(&supervisor);
     assert_eq!(events, [AttachEvent::Gone]);
     server.end();
-}
-
-/// A reply of several steps cannot say that one of the later ones failed.
-#[test]
-fn the_kernel_sends_no_request_longer_than_a_step() {
-    let folder = std::env::temp_dir().join(format!("ringfence-queue-{}", std::process::id()));
-    std::fs::create_dir_all(&folder).expect("a folder");
-    let queue = Queue::at(folder.to_str().expect("UTF-8"), 10);
-    let request = folder.join("max_sectors_kb");
-    for (before, after) in [("1280\n", "1024"), ("128\n", "128\n"), ("1024\n", "1024\n")] {
-        std::fs::write(&request, before).expect("a file");
-        queue.shorten_requests().expect("it is written");
-        let now = std::fs::read_to_string(&request).expect("text");
-        assert_eq!(now.trim(), after.trim(), "{before}");
-    }
-    std::fs::remove_dir_all(&folder).expect("ours");
 }
 
 /// The driver may need a while to note what the socket shows at once.
