@@ -43,6 +43,16 @@ export function parseTcpAddress(text: string): Address & { kind: 'tcp' } {
   return { kind: 'tcp', host, port };
 }
 
+/**
+ * Parses who may connect to a Unix socket: `660`, or `0660`.
+ *
+ * @throws `RF_SOCKET_MODE`
+ */
+export function parseSocketMode(text: string): number {
+  if (!/^0?[0-7]{3}$/.test(text)) throw ringfenceError('RF_SOCKET_MODE', [text]);
+  return Number.parseInt(text, 8);
+}
+
 /** The text that {@link parseAddress} reads back. */
 export function formatAddress(address: Address): string {
   if (address.kind === 'unix') return `unix:${address.path}`;

@@ -6,7 +6,7 @@
 import { readFile } from 'node:fs/promises';
 import { parse, TomlError } from 'smol-toml';
 import { z } from 'zod';
-import { formatAddress, parseAddress, parseTcpAddress } from './addresses.ts';
+import { formatAddress, parseAddress, parseSocketMode, parseTcpAddress } from './addresses.ts';
 import {
   CONNECTIONS_MAX_LIMIT,
   LOG_LEVELS,
@@ -25,6 +25,7 @@ const duration = checkedBy(z.string(), (text) => parseDurationMs(text));
 const patience = checkedBy(z.string(), parsePatienceMs);
 const clientAddress = checkedBy(z.string(), (text) => formatAddress(parseAddress(text)));
 const tcpAddress = checkedBy(z.string(), (text) => formatAddress(parseTcpAddress(text)));
+const socketMode = checkedBy(z.string(), parseSocketMode);
 const path = z.string().min(1, 'a path cannot be empty.');
 
 const EXPORT_SCHEMA = z.strictObject({
@@ -46,6 +47,7 @@ export const FILE_SCHEMA = z.strictObject({
   listen: z
     .union([clientAddress.transform((address) => [address]), z.array(clientAddress)])
     .optional(),
+  socket_mode: socketMode.optional(),
   metrics: tcpAddress.optional(),
   control: path.optional(),
   reserve: size.optional(),
@@ -96,6 +98,7 @@ export function parseConfigFile(file: string, source: string): PartialConfig {
   return {
     cache: data.cache,
     listen: data.listen,
+    socketMode: data.socket_mode,
     metrics: data.metrics,
     control: data.control,
     reserveBytes: data.reserve,

@@ -18,6 +18,8 @@ export interface Config {
   readonly exports: readonly ExportConfig[];
   /** Addresses for NBD clients: `unix:PATH` or `HOST:PORT`. */
   readonly listen: readonly string[];
+  /** Permissions of the Unix sockets among them, or null for what the umask leaves. */
+  readonly socketMode: number | null;
   /** Address of the metrics page, `HOST:PORT`, or null for none. */
   readonly metrics: string | null;
   /** Absolute path of the control socket. */
@@ -50,6 +52,7 @@ export type PartialConfig = { readonly [Key in keyof Config]?: Config[Key] | und
 export const CONFIG_DEFAULTS = {
   exports: [],
   listen: [],
+  socketMode: null,
   metrics: null,
   reserveBytes: 256n << 20n,
   // Each connection owns windows of about 3 MiB of the reserve: a fifth of it in all.

@@ -57,6 +57,13 @@ export const ERRORS = {
   RF_LISTEN_TWICE: refused(
     (address: string) => `The address ${address} was given twice: leave one out.`,
   ),
+  RF_SOCKET_MODE: refused(
+    (text: string) =>
+      `"${text}" is not the mode of a socket: write three octal digits, such as 660.`,
+  ),
+  RF_SOCKET_MODE_SET: failed(
+    (path: string, reason: string) => `The mode of ${path} cannot be set: ${reason}.`,
+  ),
   RF_EXPORT_SYNTAX: refused(
     (text: string, problem: string) =>
       `The export "${text}" cannot be used: ${problem}; write NAME=ORIGIN[,mode=…][,order=…].`,

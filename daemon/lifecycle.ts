@@ -6,6 +6,7 @@
  * Clients are listened for last. Stopping goes the other way round.
  */
 
+import { chmodSync } from 'node:fs';
 import { takeSnapshot } from '../metrics/counters.ts';
 import type { MetricSource } from '../metrics/definitions.ts';
 import { createMetricsPage } from '../metrics/registry.ts';
@@ -116,7 +117,8 @@ export async function startDaemon(
     }
     const session = await openSession(config, native, log);
     parts.session = session;
-    const nbd = signal.aborted ? [] : config.listen.map((place) => listen(session.engine, place));
+    const places = signal.aborted ? [] : config.listen;
+    const nbd = places.map((place) => listen(session.engine, place, config));
     parts.nbd = nbd;
     if (signal.aborted) await stop(parts, `${signal.reason}`);
     else parts.state = 'serving';
@@ -298,11 +300,22 @@ async function openEngine(config: Config, native: Native, bell: () => void): Pro
   }
 }
 
-function listen(engine: NativeEngine, address: string): Address {
+function listen(engine: NativeEngine, place: string, { socketMode }: Config): Address {
+  let address: Address;
   try {
-    return parseAddress(engine.listen(address).address);
+    address = parseAddress(engine.listen(place).address);
   } catch (error) {
     throw ringfenceError('RF_LISTEN', [reasonOf(error)], error);
+  }
+  if (address.kind === 'unix' && socketMode !== null) setMode(address.path, socketMode);
+  return address;
+}
+
+function setMode(path: string, mode: number): void {
+  try {
+    chmodSync(path, mode);
+  } catch (error) {
+    throw ringfenceError('RF_SOCKET_MODE_SET', [path, reasonOf(error)], error);
   }
 }
 

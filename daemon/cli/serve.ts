@@ -6,6 +6,7 @@ import {
   formatAddress,
   nbdUri,
   parseAddress,
+  parseSocketMode,
   parseTcpAddress,
 } from '../addresses.ts';
 import {
@@ -39,11 +40,20 @@ const tcpAddress = (text: string) => formatAddress(parseTcpAddress(text));
 
 /** Adds the verb. */
 export function addServeCommand(program: Command, context: Context): void {
-  const { reserveBytes, connectionsMax, spinUs, memoryTierPercent, logLevel } = CONFIG_DEFAULTS;
-  const { destageHighPercent, destageAgeMs, destageIdleMs } = CONFIG_DEFAULTS;
-  program
+  const serving = program
     .command('serve')
-    .description('serve exports through the cache, in the foreground')
+    .description('serve exports through the cache, in the foreground');
+  addPlaces(serving);
+  addResources(serving);
+  addPolicy(serving);
+  serving
+    .option('--config <file>', 'a TOML file that says any of this')
+    .action(async (options: ServeOptions) => serve(await configOf(options), context));
+}
+
+/** What is served, and where. */
+function addPlaces(serving: Command): void {
+  serving
     .option('--cache <device>', 'the cache device')
     .option(
       '--export <name=origin>',
@@ -56,12 +66,23 @@ export function addServeCommand(program: Command, context: Context): void {
       'unix:PATH or HOST:PORT for NBD clients; may be repeated',
       collectedBy(address),
     )
+    .option(
+      '--socket-mode <mode>',
+      'who may connect to the Unix sockets, such as 660 (default: as the umask says)',
+      parsedBy(parseSocketMode),
+    )
     .option('--metrics <host:port>', 'serve /metrics and /healthz here', parsedBy(tcpAddress))
     .option(
       '--control <path>',
       `the control socket (default: ${defaultControlPath()})`,
       controlPath,
-    )
+    );
+}
+
+/** What it may take of the machine. */
+function addResources(serving: Command): void {
+  const { reserveBytes, connectionsMax, spinUs } = CONFIG_DEFAULTS;
+  serving
     .option(
       '--reserve <size>',
       `all memory of the I/O path (default: ${formatSize(reserveBytes)})`,
@@ -78,7 +99,14 @@ export function addServeCommand(program: Command, context: Context): void {
       wholeNumber(0, SPIN_US_MAX),
     )
     .option('--cpu <number>', 'pin the ring thread to this CPU', wholeNumber(0, CPU_MAX))
-    .option('--index <size>', INDEX_MEANING, parsedBy(parseSizeBytes))
+    .option('--index <size>', INDEX_MEANING, parsedBy(parseSizeBytes));
+}
+
+/** When it does what, and what it says. */
+function addPolicy(serving: Command): void {
+  const { destageHighPercent, destageAgeMs, destageIdleMs } = CONFIG_DEFAULTS;
+  const { memoryTierPercent, logLevel } = CONFIG_DEFAULTS;
+  serving
     .option(
       '--destage-high <percent>',
       'carry dirty data to the origin from this share of what may be dirty on ' +
@@ -106,15 +134,14 @@ export function addServeCommand(program: Command, context: Context): void {
       '--log-level <level>',
       `${LOG_LEVELS.join(', ')} (default: ${logLevel})`,
       oneOf(LOG_LEVELS),
-    )
-    .option('--config <file>', 'a TOML file that says any of this')
-    .action(async (options: ServeOptions) => serve(await configOf(options), context));
+    );
 }
 
 interface ServeOptions {
   readonly cache?: string;
   readonly export?: Config['exports'];
   readonly listen?: Config['listen'];
+  readonly socketMode?: number;
   readonly metrics?: string;
   readonly control?: string;
   readonly reserve?: bigint;

@@ -4,12 +4,21 @@ import {
   formatAddress,
   nbdUri,
   parseAddress,
+  parseSocketMode,
   parseTcpAddress,
 } from '../../daemon/addresses.ts';
 
 test('an address reads back as it is written', (t) => {
   for (const text of ['unix:/run/x.sock', '127.0.0.1:10809', '[::1]:0', 'localhost:65535']) {
     t.is(formatAddress(parseAddress(text)), text);
+  }
+});
+
+test('the mode of a socket is three octal digits', (t) => {
+  t.is(parseSocketMode('660'), 0o660);
+  t.is(parseSocketMode('0666'), 0o666);
+  for (const text of ['', '66', '668', '1660', '0o660', '-rw', '6600']) {
+    t.throws(() => parseSocketMode(text), { code: 'RF_SOCKET_MODE' }, text);
   }
 });
 

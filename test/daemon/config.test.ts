@@ -10,6 +10,7 @@ const WHOLE = `
 # Every key there is.
 cache = "/dev/nvme0n1"
 listen = ["unix:/run/ringfence/nbd.sock", "127.0.0.1:10809"]
+socket_mode = "660"
 metrics = "127.0.0.1:9810"
 control = "/run/ringfence/control.sock"
 reserve = "1GiB"
@@ -48,6 +49,7 @@ test('everything that can be said is read', (t) => {
   t.deepEqual(completeConfig(said, {}), {
     cache: '/dev/nvme0n1',
     listen: ['unix:/run/ringfence/nbd.sock', '127.0.0.1:10809'],
+    socketMode: 0o660,
     metrics: '127.0.0.1:9810',
     control: '/run/ringfence/control.sock',
     reserveBytes: 1n << 30n,

@@ -1,5 +1,5 @@
 import { once } from 'node:events';
-import { access, symlink, truncate, writeFile } from 'node:fs/promises';
+import { access, stat, symlink, truncate, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import test, { type ExecutionContext } from 'ava';
@@ -73,6 +73,16 @@ test('a daemon listens only after the cache is open, and says where', async (t) 
     { kind: 'tcp', host: '127.0.0.1', port: 10_809 },
   ]);
   t.true((daemon.endpoints.metrics?.port ?? 0) > 0);
+});
+
+test('whoever may connect to a socket is let in by its mode', async (t) => {
+  const self = await setting(t, { socketMode: 0o660 });
+  const { message } = await t.throwsAsync(self.start(), { code: 'RF_SOCKET_MODE_SET' });
+  t.regex(message, /^The mode of .*nbd\.sock cannot be set: it does not exist\.$/);
+  const path = join(self.folder, 'nbd.sock');
+  await writeFile(path, '', { mode: 0o600 });
+  await self.start();
+  t.is((await stat(path)).mode & 0o777, 0o660);
 });
 
 test('the engine is given what was configured', async (t) => {
