@@ -267,11 +267,18 @@ impl Checker {
                 let mut newer = durable[usize::from(export)][unit]
                     .iter()
                     .filter(|id| self.origin_value_is_before(export, unit, value, **id));
+                let took = |id: u32| losses.iter().any(|loss| self.took(loss, id, unit));
                 let missing = newer.find(|id| {
-                    let is_taken = losses.iter().any(|loss| self.took(loss, **id, unit));
+                    let is_taken = took(**id);
                     explains |= is_taken;
                     !is_taken
                 });
+                // What an earlier restart has shown is gone, too, where nobody knows which of two
+                // concurrent writes was the later one.
+                explains |= self.check_candidate(export, unit, value).is_err()
+                    && self.exports[usize::from(export)].candidates[unit]
+                        .iter()
+                        .any(|id| took(*id));
                 let (kind, what) = match (&self.writers(export, unit, value)[..], missing) {
                     ([], _) => (Kind::Garbage, "shows what was never written there".into()),
                     (ids, _) if ids.iter().all(|id| self.history.get(*id).lost) => {
