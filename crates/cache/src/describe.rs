@@ -59,7 +59,7 @@ pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
         (0..table.exports.len()).filter(|&slot| !table.exports[slot].is_free()).collect();
     let mut dirty_blocks = vec![0u64; table.exports.len()];
     for segment in &mut found {
-        let void_from = facts.void_from(segment.incarnation);
+        let void_from = facts.void_from(segment.writer());
         let summary = scanner.summary(segment);
         let mut reader = SummaryReader::new(&summary);
         while let Some((record, entries, _)) = reader.next() {

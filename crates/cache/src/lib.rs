@@ -11,6 +11,7 @@ pub mod counters;
 mod describe;
 mod engine;
 mod error;
+mod facts;
 pub mod format;
 pub mod geometry;
 mod index;

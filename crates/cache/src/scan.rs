@@ -7,7 +7,7 @@
 //! A block that cannot be read counts as damaged: a second copy is used if there is one. That is
 //! noted, since it is no end of the log: what could be read another time may have been durable.
 
-use crate::canary;
+use crate::facts::{LogFacts, Writer};
 use crate::format::{
     Entry, EntryFlags, Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET,
     SummaryReader, Superblock, checksum,
@@ -54,6 +54,12 @@ pub struct FoundSegment {
 }
 
 impl FoundSegment {
+    /// What wrote it.
+    #[must_use]
+    pub const fn writer(&self) -> Writer {
+        Writer { incarnation: self.incarnation, segment_use: self.segment_use }
+    }
+
     /// Whether its footer's header is intact. The summary behind it may still be damaged.
     #[must_use]
     pub const fn has_footer(&self) -> bool {
@@ -79,86 +85,36 @@ pub struct WalkedSegment {
     pub end_blocks: u32,
 }
 
-/// What the newest headers say of the whole log.
-#[derive(Clone, Debug)]
-pub struct LogFacts {
-    /// The oldest sequence that counts (rule 2: the largest found).
-    pub tail: u64,
-    /// The highest sequence that is known to have been durable (rule 4).
-    pub durable: u64,
-    /// Per export: the highest sequence that its origin has (rule 13).
-    pub watermarks: [u64; EXPORTS_MAX],
-    /// Records behind the end of a walk: they count for nothing but what they say of others.
-    pub strays: u64,
-    /// First sequences by incarnation (rule 3).
-    first_sequences: BTreeMap<u64, u64>,
+/// What wrote a header.
+fn writer_of(header: &RecordHeader) -> Writer {
+    Writer { incarnation: header.incarnation.get(), segment_use: header.segment_use.get() }
 }
 
-impl LogFacts {
-    /// What a superblock says.
-    fn new(superblock: &Superblock) -> Self {
-        let mut facts = Self {
-            tail: superblock.tail.get(),
-            durable: 0,
-            watermarks: superblock.watermarks.map(U64::get),
-            strays: 0,
-            first_sequences: BTreeMap::new(),
-        };
-        facts.note_life(superblock.incarnation.get(), superblock.first_sequence.get());
-        facts
+/// What wrote a footer.
+fn writer_of_footer(footer: &Footer) -> Writer {
+    Writer { incarnation: footer.incarnation.get(), segment_use: footer.segment_use.get() }
+}
+
+/// What the first block of a segment and that of its footer say.
+struct Heads {
+    segment: u64,
+    /// The first header, if it is newer than the footer: the segment is to be walked.
+    first: Option<Box<RecordHeader>>,
+    footer: Option<Footer>,
+}
+
+impl Heads {
+    fn is_in_use(&self) -> bool {
+        self.first.is_some() || self.footer.is_some()
     }
 
-    /// There was a life with this first sequence. What it found below was read after a flush
-    /// (rule 1), so all of that was durable.
-    fn note_life(&mut self, incarnation: u64, first_sequence: u64) {
-        self.first_sequences.entry(incarnation).or_insert(first_sequence);
-        self.durable = self.durable.max(first_sequence.saturating_sub(1));
-    }
-
-    /// The newest life and its first sequence.
-    fn newest_life(&self) -> (u64, u64) {
-        let newest = self.first_sequences.last_key_value().expect("at least the superblock's");
-        (*newest.0, *newest.1)
-    }
-
-    /// The newest life: the superblock's, or one that the log has records of, should the device
-    /// have lost what that life's start wrote to both superblocks.
-    #[must_use]
-    pub fn incarnation(&self) -> u64 {
-        self.newest_life().0
-    }
-
-    /// A record is void from here on if a later incarnation started below it (rule 3).
-    pub fn void_from(&self, incarnation: u64) -> u64 {
-        if canary::breaks(3) {
-            return u64::MAX;
+    /// What wrote the segment, and the first sequence of that life.
+    fn life(&self) -> (Writer, u64) {
+        match (&self.first, &self.footer) {
+            (Some(header), _) => (writer_of(header), header.first_sequence.get()),
+            (None, Some(footer)) => (writer_of_footer(footer), footer.first_sequence.get()),
+            (None, None) => unreachable!("a segment in use"),
         }
-        self.first_sequences
-            .range(incarnation + 1..)
-            .map(|(_, &first)| first)
-            .min()
-            .unwrap_or(u64::MAX)
-    }
-
-    fn note(&mut self, tail: u64, durable: u64, watermarks: &[U64; EXPORTS_MAX]) {
-        self.tail = if canary::breaks(2) { tail } else { self.tail.max(tail) };
-        self.durable = self.durable.max(durable);
-        for (known, found) in self.watermarks.iter_mut().zip(watermarks) {
-            *known = (*known).max(found.get());
-        }
-    }
-}
-
-/// Which use of a segment, in which life: what wrote a header.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Writer {
-    incarnation: u64,
-    segment_use: u64,
-}
-
-impl Writer {
-    fn of(header: &RecordHeader) -> Self {
-        Self { incarnation: header.incarnation.get(), segment_use: header.segment_use.get() }
     }
 }
 
@@ -266,22 +222,25 @@ impl<'a> Scanner<'a> {
         self.unreadable.pop_first().map(|(_, error)| error)
     }
 
-    /// Finds every segment with records, oldest first, and what the newest headers say.
+    /// Finds every segment with records, oldest first, and what counts in the whole log.
     pub fn scan(&mut self) -> (Vec<FoundSegment>, LogFacts) {
         let mut facts = LogFacts::new(self.superblock);
-        let mut found = Vec::new();
+        let mut all = Vec::new();
         let segments = self.geometry.segments;
-        let mut heads = vec![[[0; BLOCK_BYTES]; 2]; segments.min(BATCH_SEGMENTS) as usize];
+        let mut blocks = vec![[[0; BLOCK_BYTES]; 2]; segments.min(BATCH_SEGMENTS) as usize];
         for start in (0..segments).step_by(BATCH_SEGMENTS as usize) {
             let end = segments.min(start + BATCH_SEGMENTS);
-            self.read_heads(start..end, &mut heads);
-            for (segment, heads) in (start..end).zip(&heads) {
-                found.extend(self.identify(segment, heads, &mut facts));
-            }
+            self.read_heads(start..end, &mut blocks);
+            let heads =
+                (start..end).zip(&blocks).map(|(segment, heads)| self.heads(segment, heads));
+            all.extend(heads.filter(Heads::is_in_use));
         }
-        for segment in &found {
-            facts.note_life(segment.incarnation, segment.first_sequence);
+        for heads in &all {
+            let (writer, first_sequence) = heads.life();
+            facts.note_life(writer, first_sequence);
         }
+        facts.accept_lives();
+        let mut found: Vec<_> = all.into_iter().map(|one| self.identify(one, &mut facts)).collect();
         self.look_behind_the_end(&found, &mut facts);
         found.sort_by_key(|segment| (segment.sequence_first, segment.incarnation));
         (found, facts)
@@ -316,14 +275,9 @@ impl<'a> Scanner<'a> {
         (header.segment_use.get() % geometry.segments == segment).then_some(header)
     }
 
-    /// Decides what a segment holds by its two heads. The newer of the two counts: the other may
-    /// be left over from an earlier use.
-    fn identify(
-        &mut self,
-        segment: u64,
-        [header, footer]: &[[u8; BLOCK_BYTES]; 2],
-        facts: &mut LogFacts,
-    ) -> Option<FoundSegment> {
+    /// What the two heads of a segment say. The newer one counts: the other may be left over from
+    /// an earlier use.
+    fn heads(&self, segment: u64, [header, footer]: &[[u8; BLOCK_BYTES]; 2]) -> Heads {
         let header = self.parse_header(segment, 0, header);
         let footer = Footer::parse(
             footer,
@@ -334,18 +288,28 @@ impl<'a> Scanner<'a> {
             self.geometry.footer_bytes() as usize,
         )
         .ok();
-        let age_of_header = header.map(|h| (h.incarnation.get(), h.segment_use.get()));
         let age_of_footer = footer.as_ref().map(|f| (f.incarnation.get(), f.segment_use.get()));
+        let is_newer = |header: &&RecordHeader| {
+            Some((header.incarnation.get(), header.segment_use.get())) > age_of_footer
+        };
+        Heads { segment, first: header.filter(is_newer).cloned().map(Box::new), footer }
+    }
+
+    /// Decides what a segment holds.
+    fn identify(&mut self, heads: Heads, facts: &mut LogFacts) -> FoundSegment {
+        let Heads { segment, first, footer } = heads;
         if let Some(footer) = &footer {
-            facts.note(footer.tail.get(), footer.durable.get(), &footer.watermarks);
+            let last = footer.sequence_last.get();
+            let writer = writer_of_footer(footer);
+            // It was written once all records of its segment were durable.
+            let durable = footer.durable.get().max(last);
+            facts.note((writer, last), footer.tail.get(), durable, &footer.watermarks);
         }
-        if age_of_header > age_of_footer {
-            let header = header.expect("it has an age").clone();
-            return Some(self.walk(segment, &header, facts));
+        if let Some(header) = first {
+            return self.walk(segment, &header, Some(facts));
         }
-        let footer = footer?;
-        facts.durable = facts.durable.max(footer.sequence_last.get());
-        Some(FoundSegment {
+        let footer = footer.expect("a header or a footer");
+        FoundSegment {
             segment_use: footer.segment_use.get(),
             incarnation: footer.incarnation.get(),
             first_sequence: footer.first_sequence.get(),
@@ -355,7 +319,7 @@ impl<'a> Scanner<'a> {
             walked: None,
             accepted: None,
             footer: Some(footer),
-        })
+        }
     }
 
     /// Makes sure that a block of a segment is in the window.
@@ -408,9 +372,14 @@ impl<'a> Scanner<'a> {
     }
 
     /// Walks a segment from header to header.
-    fn walk(&mut self, segment: u64, first: &RecordHeader, facts: &mut LogFacts) -> FoundSegment {
+    fn walk(
+        &mut self,
+        segment: u64,
+        first: &RecordHeader,
+        mut facts: Option<&mut LogFacts>,
+    ) -> FoundSegment {
         let geometry = self.geometry;
-        let writer = Writer::of(first);
+        let writer = writer_of(first);
         let mut room = std::mem::take(&mut self.room);
         let (mut at, mut end, mut next) = (0, SUMMARY_OFFSET, first.sequence.get());
         while at < geometry.payload_blocks {
@@ -420,11 +389,14 @@ impl<'a> Scanner<'a> {
                 header.entry_count.get().into(),
                 header.payload_blocks.get().into(),
             );
-            let is_next = Writer::of(header) == writer && header.sequence.get() == next;
+            let is_next = writer_of(header) == writer && header.sequence.get() == next;
             if !is_next || end + bytes > room.len() {
                 break;
             }
-            facts.note(header.tail.get(), header.durable.get(), &header.watermarks);
+            if let Some(facts) = &mut facts {
+                let (tail, durable) = (header.tail.get(), header.durable.get());
+                facts.note((writer, next), tail, durable, &header.watermarks);
+            }
             end = FooterBuilder::append(&mut room, end, header, at);
             at += 1 + u32::from(header.payload_blocks.get());
             next += 1;
@@ -448,13 +420,15 @@ impl<'a> Scanner<'a> {
     /// durable: without them, one lost write would pass for the end of the log, and take flushed
     /// data with it (decision 0013). What earlier lives wrote is known from the newest life.
     fn look_behind_the_end(&mut self, found: &[FoundSegment], facts: &mut LogFacts) {
-        let (incarnation, first_sequence) = facts.newest_life();
+        let incarnation = facts.incarnation();
         let newest = |counts: &dyn Fn(&FoundSegment) -> bool| {
             found.iter().filter(|segment| counts(segment)).map(|segment| segment.segment_use).max()
         };
         let is_own = |segment: &FoundSegment| segment.incarnation == incarnation;
         let earlier = newest(&|segment| {
-            segment.incarnation < incarnation && segment.sequence_first < first_sequence
+            segment.incarnation < incarnation
+                && segment.sequence_first < facts.void_from(segment.writer())
+                && !self.superblock.accepts_loss_of(segment.sequence_first)
         });
         let last = newest(&is_own).or(earlier).or(newest(&|_| true)).map_or(0, |newest| newest + 1);
         let first = earlier.map_or(0, |earlier| earlier + 1);
@@ -496,7 +470,7 @@ impl<'a> Scanner<'a> {
             self.load(segment, at);
             let block = self.block(at);
             // Payload and what an earlier use left are told by a look, not by a checksum.
-            let is_of = |header: &RecordHeader| Writer::of(header) == writer;
+            let is_of = |header: &RecordHeader| writer_of(header) == writer;
             let resembles = RecordHeader::ref_from_bytes(block).is_ok_and(is_of);
             let header = resembles.then(|| self.parse_header(segment, at, block)).flatten();
             let Some(header) = header else {
@@ -601,8 +575,7 @@ impl<'a> Scanner<'a> {
         let mut block = vec![0; BLOCK_BYTES];
         self.read_at(self.geometry.device_offset(self.geometry.address(segment, 0)), &mut block);
         let first = self.parse_header(segment, 0, &block).cloned()?;
-        let mut ignored = LogFacts::new(self.superblock);
-        let walked = self.walk(segment, &first, &mut ignored);
+        let walked = self.walk(segment, &first, None);
         let is_the_same =
             walked.segment_use == found.segment_use && walked.incarnation == found.incarnation;
         walked.walked.filter(|_| is_the_same)

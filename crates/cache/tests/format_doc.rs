@@ -122,6 +122,8 @@ fn the_superblock_is_as_written() {
             row!("watermarks", Superblock, watermarks),
             row!("revision", Superblock, revision),
             row!("accepted losses", Superblock, accepted_losses),
+            row!("the first use", Superblock, first_use),
+            row!("durable", Superblock, durable),
             private("reserved"),
         ],
     );

@@ -11,12 +11,13 @@ pub use report::{CheckedCopy, CheckedExport, CheckedLog, CopyState, Finding, Rep
 
 use crate::engine::{Survey, survey};
 use crate::error::OpenError;
+use crate::facts::LogFacts;
 use crate::format::{ExportTable, Superblock};
 use crate::geometry::Geometry;
 use crate::layout;
 use crate::limits::{EXPORT_TABLE_OFFSETS, SUPERBLOCK_OFFSETS};
 use crate::reserve::Pool;
-use crate::scan::{FoundSegment, LogFacts, Scanner};
+use crate::scan::{FoundSegment, Scanner};
 use crate::storage::{ReadPiece, Storage, StorageError};
 use crate::units::{BLOCK_BYTES_U64, ExportSlot};
 use records::RecordCheck;

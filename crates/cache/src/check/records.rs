@@ -2,6 +2,7 @@
 
 use super::report::{CheckedLog, Finding, Severity};
 use crate::engine::Survey;
+use crate::facts::LogFacts;
 use crate::format::{
     Entry, ExportTable, Footer, RecordHeader, SUMMARY_OFFSET, SummaryReader, SummaryRecord,
     checksum, incarnation_nonce, is_zero,
@@ -9,7 +10,7 @@ use crate::format::{
 use crate::geometry::LogAddress;
 use crate::index::Place;
 use crate::limits::{EXPORTS_MAX, SEGMENTS_WITHOUT_FOOTER_MAX};
-use crate::scan::{FoundSegment, LogFacts, Scanner};
+use crate::scan::{FoundSegment, Scanner};
 use crate::units::{BLOCK_BYTES, ExportSlot};
 use zerocopy::little_endian::U32;
 

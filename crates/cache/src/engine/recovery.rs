@@ -17,6 +17,7 @@ use crate::canary;
 use crate::config::{Config, ExportOptions, Mode, OpenedExport};
 use crate::counters::{Counter, Counters, ExportCounter};
 use crate::error::OpenError;
+use crate::facts::LogFacts;
 use crate::format::{
     Entry, EntryFlags, EntryKind, ExportTable, Footer, FooterBuilder, SUMMARY_OFFSET,
     SummaryReader, SummaryRecord, Superblock, incarnation_nonce,
@@ -31,7 +32,7 @@ use crate::limits::{
 use crate::policy::Admission;
 use crate::quota::Quota;
 use crate::reserve::{Reserve, ReservePlan};
-use crate::scan::{FoundSegment, LogFacts, PayloadState, Scanner};
+use crate::scan::{FoundSegment, PayloadState, Scanner};
 use crate::storage::Storage;
 use crate::tier::MemoryTier;
 use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Now, Sequence};
@@ -200,6 +201,8 @@ impl Engine {
         superblock.incarnation = U64::new(facts.incarnation() + 1);
         superblock.revision = U64::ZERO;
         superblock.first_sequence = U64::new(rebuild.expected);
+        superblock.first_use = U64::new(rebuild.next_use);
+        superblock.durable = U64::new(rebuild.expected.saturating_sub(1));
         superblock.tail = U64::new(facts.tail.min(rebuild.expected));
         superblock.watermarks = facts.watermarks.map(U64::new);
         superblock.accept_losses(&rebuild.losses, facts.tail);
@@ -288,7 +291,7 @@ impl Rebuild {
     ) -> Result<(), OpenError> {
         let max_use = found.iter().map(|segment| segment.segment_use).max();
         let (mut counting, left): (Vec<_>, Vec<_>) = found.iter_mut().partition(|segment| {
-            let void_from = facts.void_from(segment.incarnation);
+            let void_from = facts.void_from(segment.writer());
             segment.sequence_last >= facts.tail && segment.sequence_first < void_from
         });
         for segment in left {
@@ -422,7 +425,7 @@ impl Rebuild {
         facts: &LogFacts,
         accept_loss: bool,
     ) -> Result<u64, OpenError> {
-        let void_from = facts.void_from(segment.incarnation);
+        let void_from = facts.void_from(segment.writer());
         let mut reader = SummaryReader::new(summary);
         let (mut last, mut is_first) = (0, true);
         let mut epochs = segment.epochs;

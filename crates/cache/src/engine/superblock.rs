@@ -42,6 +42,7 @@ impl Engine {
         let revision = superblock.revision.get() + 1;
         superblock.revision = U64::new(revision);
         superblock.tail = U64::new(self.log.tail().0);
+        superblock.durable = U64::new(self.log.durable().0);
         superblock.watermarks = self.exports.watermarks().map(U64::new);
         let frame = self.plan.superblock.piece(0, BLOCK_BYTES_U32);
         self.reserve.bytes_mut(frame).copy_from_slice(superblock.seal());

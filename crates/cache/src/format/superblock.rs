@@ -44,11 +44,16 @@ pub struct Superblock {
     pub revision: U64,
     /// What an operator has accepted as lost, oldest first; unused ones are zero.
     pub accepted_losses: [Loss; ACCEPTED_LOSSES_MAX],
+    /// The first use of a segment that this incarnation may have had; what earlier ones have of it
+    /// and of later uses is void. Zero where that is not known.
+    pub first_use: U64,
+    /// The highest sequence that was known to be durable, which tail and watermarks rely on.
+    pub durable: U64,
     reserved: [u8; SUPERBLOCK_RESERVED],
 }
 
 const SUPERBLOCK_RESERVED: usize =
-    BLOCK_BYTES - 128 - 8 * EXPORTS_MAX - size_of::<Loss>() * ACCEPTED_LOSSES_MAX;
+    BLOCK_BYTES - 144 - 8 * EXPORTS_MAX - size_of::<Loss>() * ACCEPTED_LOSSES_MAX;
 
 /// Records that were durable and are gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -66,6 +71,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Superblock, cache_uuid) == 40);
     assert!(std::mem::offset_of!(Superblock, watermarks) == 120);
     assert!(std::mem::offset_of!(Superblock, accepted_losses) == 640);
+    assert!(std::mem::offset_of!(Superblock, first_use) == 768);
 };
 
 impl Superblock {

@@ -491,9 +491,14 @@ impl Bench {
 
     /// The cache device takes what it was given, and the process is killed before it hears of it.
     pub fn kill_once_written(&mut self) -> Recovery {
+        self.take_device_writes();
+        self.try_restart().expect("an open cache")
+    }
+
+    /// The cache device takes what it was given, and says nothing.
+    pub fn take_device_writes(&mut self) {
         self.faults.hold_device_writes = false;
         let _nobody_hears = self.execute_held();
-        self.try_restart().expect("an open cache")
     }
 
     fn release_held(&mut self) {

@@ -83,6 +83,60 @@ fn a_power_cut_behind_an_accepted_loss_is_no_further_one() {
     assert_eq!(bench.read(0, 1), [Some(1)]);
 }
 
+/// A record, flushed; then three segments that are not, of which a power cut took the first header;
+/// then a life of eight records in that segment, each flushed. Where the first of the three lies.
+fn cut_in_front_of_two_segments() -> (Bench, usize) {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.more_reserve_bytes = 2 * SEGMENT_BYTES_MIN;
+    bench.write_block(0, 1);
+    bench.flush().expect("flushed");
+    bench.restart();
+    bench.faults.hold_device_writes = true;
+    for step in 0..7 {
+        bench.begin_write_to(0, step * MIB, MIB, 2);
+        bench.turn();
+    }
+    bench.take_device_writes();
+    let first = SEGMENTS_OFFSET as usize + SEGMENT_BYTES_MIN as usize;
+    lose(&mut bench, first, 1);
+    let third = first + 2 * SEGMENT_BYTES_MIN as usize;
+    assert!(bench.disk.blocks_of(2).iter().any(|block| *block > third));
+    let recovery = bench.try_restart().expect("nothing was flushed");
+    assert_eq!((recovery.lost, recovery.records), (None, 1));
+    for _ in 0..8 {
+        bench.write_block(0, 3);
+        bench.flush().expect("flushed");
+    }
+    assert_eq!(bench.try_restart().expect("an open cache").records, 9);
+    (bench, first)
+}
+
+/// What a power cut left behind the end is void, and lies further on than a later life has come.
+#[test]
+fn what_is_void_does_not_keep_a_later_life_from_being_searched() {
+    let (mut bench, first) = cut_in_front_of_two_segments();
+    for byte in 4..7 {
+        bench.write_block(0, byte);
+        bench.flush().expect("flushed");
+    }
+    lose(&mut bench, first + SEGMENT_BYTES_MIN as usize + 2 * BLOCK_BYTES, 2);
+    is_refused(&mut bench, 11);
+}
+
+/// Of the life that cut the log nothing is left, and the newest one has written nothing: what was
+/// void stays so.
+#[test]
+fn what_is_void_does_not_come_back_with_the_life_that_made_it_so() {
+    let (mut bench, first) = cut_in_front_of_two_segments();
+    let footer = (SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN)) as usize;
+    lose(&mut bench, first, 1);
+    lose(&mut bench, first + footer, 1);
+    is_refused(&mut bench, 2);
+    assert_eq!(bench.read(0, 1), [Some(1)]);
+    let rest: Vec<_> = (1..8).map(|step| bench.read(step * 256 - 1, 1)[0]).collect();
+    assert_eq!(rest, [Some(0xee); 7], "what the power cut had left of a life before");
+}
+
 #[test]
 fn the_longest_write_lost_at_the_start_of_the_newest_segment_is_not_taken_for_its_end() {
     let (mut bench, start) = written();

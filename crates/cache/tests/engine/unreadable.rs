@@ -4,7 +4,8 @@ use crate::bench::{Bench, Disk};
 use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, footer_bytes};
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Mode, OpenError, Order, ReadPiece, Recovery, Severity, Storage, StorageError, check, describe,
+    Control, Mode, OpenError, Order, ReadPiece, Recovery, Severity, Storage, StorageError, check,
+    describe,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -251,4 +252,27 @@ fn what_lies_behind_the_end_or_in_payload_known_to_be_durable_need_not_be_readab
     bench.disk.bytes[last as usize + 5 * BLOCK_BYTES] ^= 1;
     let mut failing = Failing::at(&bench, &[last + 9 * BLOCK_BYTES_U64]);
     assert_eq!(bench.open_on(&mut failing).expect("an open cache").records, 4);
+}
+
+/// A part of the device is away for a while. The log is cut in front of it, and the numbers there
+/// are used again: what is back later is void, and so is what it says.
+#[test]
+fn what_was_away_says_nothing_once_it_is_back() {
+    let mut bench = steps(7);
+    bench.faults.origin_writes = false;
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    bench.faults.origin_writes = true;
+    let away: Vec<u64> = (segment(1)..segment(3)).step_by(BLOCK_BYTES).collect();
+    let mut failing = Failing::at(&bench, &away);
+    let refused = open(&mut bench, &mut failing).expect_err("the end is away");
+    assert!(matches!(refused, OpenError::EndUnreadable(_)), "{refused}");
+    assert_eq!(accept(&mut bench, &mut failing).records, 3);
+    bench.write(0, 0, MIB, 9).expect("written");
+    bench.flush().expect("flushed");
+    let recovery = bench.try_restart().expect("nothing of the newest life is missing");
+    assert_eq!((recovery.lost, recovery.records), (None, 4));
+    assert_eq!(bench.read(255, 1), [Some(9)]);
+    bench.faults.origin_writes = false;
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    assert_eq!(bench.origin(0, 255), 9, "no watermark of the void records counts");
 }
