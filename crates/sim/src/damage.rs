@@ -10,7 +10,7 @@
 //! the loss until its own power fails.
 
 use crate::checker::{Loss, Resolution};
-use crate::content;
+use crate::content::{self, Value};
 use crate::device::WriteSerial;
 use crate::faults::FaultKind;
 use crate::violation::{Kind, Violation};
@@ -382,12 +382,17 @@ impl World {
         Violation::new(Kind::Explained, detail)
     }
 
-    /// A start was checked: from now on losses explain only what origins have not flushed.
-    pub(crate) fn narrow_losses(&mut self) {
+    /// A start was checked: from now on losses explain only what origins have not flushed, or what
+    /// nobody but the cache has any more: it was read from an origin that has lost it since.
+    pub(crate) fn narrow_losses(&mut self, resolution: &Resolution) {
         if self.losses.is_empty() {
             return;
         }
-        let hidden = self.origins.iter().map(|origin| origin.unflushed());
+        let hidden = self.origins.iter().zip(0..).map(|(origin, export)| {
+            let lacks = |(unit, &value): (usize, &Value)| !resolution.shows(export, unit, value);
+            let lacks = origin.live().iter().enumerate().map(lacks);
+            origin.unflushed().into_iter().zip(lacks).map(|(one, other)| one || other).collect()
+        });
         let hidden: Rc<[Vec<bool>]> = hidden.collect();
         if hidden.iter().flatten().any(|is_hidden| *is_hidden) {
             self.losses.iter_mut().for_each(|loss| loss.hide(&hidden));

@@ -490,7 +490,7 @@ impl World {
         let unexplained = match checked {
             Ok(resolution) if !self.is_loss_new => {
                 self.trace.line(self.now_ns, || "everything read and as it should be".into());
-                self.narrow_losses();
+                self.narrow_losses(&resolution);
                 return Ok(resolution);
             }
             // It may show later, or to those who know less.
@@ -506,7 +506,7 @@ impl World {
             return Err(explained);
         }
         let resolution = self.outlive().ok_or(explained)?;
-        self.narrow_losses();
+        self.narrow_losses(&resolution);
         Ok(resolution)
     }
 

@@ -3,7 +3,7 @@
 use crate::bench::Bench;
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{EXPORT_TABLE_OFFSETS, SEGMENT_BYTES_MIN};
-use ringfence_cache::{Buffer, Command, Control, Mode, Order};
+use ringfence_cache::{Buffer, Command, Control, Mode, Order, Ticket};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const RELAXED: (Mode, Order) = (Mode::Writeback, Order::Relaxed);
@@ -30,6 +30,22 @@ fn fill_with_other(bench: &mut Bench) -> usize {
         if bench.answer(ticket).is_none() {
             return at_once;
         }
+    }
+    panic!("there is room without end");
+}
+
+/// The other export takes all the room, and waits for more, while what it was for that is on its way
+/// to the cache device. Returns what it waits with.
+fn fill_until_other_waits(bench: &mut Bench) -> Ticket {
+    for at in 0..100 {
+        bench.faults.hold_device_writes = true;
+        let ticket = bench.begin_write_to(1, at % 7 * MIB, MIB, 9);
+        bench.turn();
+        if bench.answer(ticket).is_none() {
+            return ticket;
+        }
+        bench.release_device_writes();
+        bench.settle();
     }
     panic!("there is room without end");
 }
@@ -63,23 +79,7 @@ fn copies_are_clean_as_soon_as_the_origin_has_their_data() {
     bench.write(0, 0, MIB, 5).expect("written");
     bench.flush().expect("flushed");
     bench.pass(SECOND);
-    // The other export has all the room, and waits for more.
-    let mut at = 0;
-    let waiting = loop {
-        bench.faults.hold_device_writes = true;
-        let ticket = bench.begin_write_to(1, at % 7 * MIB, MIB, 9);
-        bench.turn();
-        if bench.answer(ticket).is_none() {
-            break ticket;
-        }
-        bench.faults.hold_device_writes = false;
-        bench.release_device_writes();
-        for _ in 0..40 {
-            bench.turn();
-        }
-        at += 1;
-        assert!(at < 100, "there is room without end");
-    };
+    let waiting = fill_until_other_waits(&mut bench);
     for _ in 0..40 {
         bench.turn();
     }
@@ -153,4 +153,42 @@ fn a_relaxed_round_behind_copies_goes_to_its_end() {
     assert_eq!([0, 1].map(|block| bench.origin(0, block)), [5, 8]);
     let drained: Vec<u8> = bench.origins_then[0].iter().step_by(4096).take(2).copied().collect();
     assert_eq!(drained, [5, 8], "at the answer");
+}
+
+/// The same where the copies become durable, and the tail passes their originals, in the midst of
+/// the round.
+#[test]
+fn a_relaxed_round_goes_to_its_end_whatever_the_tail_passes() {
+    let mut bench = Bench::new(&[RELAXED, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    for (block, byte) in [(1, 6), (2, 7)] {
+        bench.write_block(block, byte);
+    }
+    bench.submit(0, TRIM, 3 * 4096, 4096);
+    bench.flush().expect("flushed");
+    bench.write_block(4, 5);
+    bench.flush().expect("flushed");
+    assert_eq!(bench.control(Control::Drain(None)), None, "its origin is away");
+    // What supersedes the first block lies in the next segment.
+    for at in 0..4 {
+        bench.write(1, at * MIB, MIB, 9).expect("written");
+    }
+    bench.write_block(1, 8);
+    bench.flush().expect("flushed");
+    bench.pass(SECOND);
+    fill_until_other_waits(&mut bench);
+    bench.settle();
+    bench.faults.origin_writes_of = None;
+    bench.faults.hold_origin_zeroes = true;
+    bench.pass(10 * SECOND);
+    assert_eq!(bench.zeroes_held(), 4096, "in the midst of the round");
+    let reclaimed = bench.engine_counter(Counter::SegmentsReclaimed);
+    bench.release_device_writes();
+    bench.settle();
+    assert!(bench.engine_counter(Counter::SegmentsReclaimed) > reclaimed, "the tail has moved");
+    bench.take_zeroes();
+    bench.faults.hold_origin_zeroes = false;
+    bench.pass(10 * SECOND);
+    assert_eq!(bench.origin(0, 1), 8);
+    assert_eq!(bench.origins_then[0][4096], 8, "at the answer");
 }

@@ -49,6 +49,10 @@ impl Engine {
             // Nothing needs draining: what the origin lacks stays dirty.
             return self.release_destager(index);
         }
+        if self.ios.free() == 0 {
+            // A summary that cannot be asked for now is not the end of the round.
+            return;
+        }
         self.destagers[index].plan.clear();
         self.destagers[index].zero = None;
         self.destagers[index].next = 0;
@@ -93,8 +97,10 @@ impl Engine {
             // From the tail on originals are in the log, and in order.
             let next = self.carried.after(slot, Some(key));
             let Some(next) = next.filter(|next| next.key.version < tail).copied() else {
-                // What follows was not carried: another epoch, for all that is known.
-                destager.epoch_ended = last.is_some() && has_writes;
+                // What follows was not carried: another epoch, for all that is known. A round goes on
+                // to its end, whatever the tail has passed meanwhile.
+                destager.epoch_ended =
+                    export.order == Order::Strict && last.is_some() && has_writes;
                 return destager.epoch_ended;
             };
             // What was taken from the log is in the table, too, as long as the origin does not have
@@ -190,6 +196,12 @@ impl Engine {
         let sequence = Sequence(record.sequence.get());
         let destager = &mut self.destagers[index];
         let export = self.exports.get(destager.export);
+        if sequence <= destager.done.sequence {
+            // It was planned already, from the log or as copies that the tail has passed since.
+            let cursor = Cursor { segment_use, summary_at: reader.position() };
+            destager.position = Position { cursor, entry: 0, block: 0 };
+            return true;
+        }
         let header = self.log.geometry.address(segment_use, record.offset_blocks.get());
         let is_over = export.order == Order::Relaxed && header >= destager.horizon;
         if sequence > self.log.durable() && !canary::breaks(17) || is_over {
