@@ -115,8 +115,10 @@ pub struct Export {
     pub destage_late: bool,
     /// Whether that happened: the destager starts over as soon as it has its answer.
     pub destage_void: bool,
-    /// When destage last made progress.
+    /// When destage last made progress: what is written again is none.
     pub progress_ns: u64,
+    /// The most that the origin has taken in one go since the watermark rose, in bytes.
+    pub furthest_bytes: u64,
     /// Reads and partial writes that wait for a free fetch, wait or I/O slot.
     pub fetch_waiters: TicketQueue,
     /// Partial writes that wait for a free merge slot.
@@ -177,7 +179,7 @@ impl Export {
 
     /// Whether nobody can say when the origin will take its data: dirty data may be carried.
     pub const fn is_away(&self) -> bool {
-        !self.origin.is_up() || !self.configured || self.damaged
+        self.origin.is_away() || !self.configured || self.damaged
     }
 
     /// Whether destage stands still before damage until an operator or an overwriting client
@@ -264,6 +266,7 @@ impl Export {
             destage_late: false,
             destage_void: false,
             progress_ns: 0,
+            furthest_bytes: 0,
             fetch_waiters: TicketQueue::default(),
             merge_waiters: TicketQueue::default(),
             room_waiters: TicketQueue::default(),
@@ -426,6 +429,23 @@ impl Export {
         self.watermark_record = Some(Sequence(0));
         self.dirty_since_ns = now_ns;
         self.progress_ns = now_ns;
+    }
+
+    /// The origin has taken so much since the watermark rose.
+    pub fn note_progress(&mut self, written_bytes: u64, now_ns: u64) {
+        if written_bytes > self.furthest_bytes {
+            self.furthest_bytes = written_bytes;
+            self.progress_ns = now_ns;
+            self.origin.note_progress();
+        }
+    }
+
+    /// The watermark has risen.
+    pub fn note_watermark_risen(&mut self, now_ns: u64) {
+        self.furthest_bytes = 0;
+        self.dirty_since_ns = now_ns;
+        self.progress_ns = now_ns;
+        self.origin.note_progress();
     }
 
     fn begin_epoch(&mut self) {

@@ -33,6 +33,8 @@ pub struct OriginState {
     late: u32,
     /// How long to wait after the next failure.
     backoff_ns: u64,
+    /// Whether destage failed, and has not come further since.
+    stops_destage: bool,
 }
 
 impl OriginState {
@@ -45,12 +47,18 @@ impl OriginState {
             failures: 0,
             late: 0,
             backoff_ns: BACKOFF_NS_MIN,
+            stops_destage: false,
         }
     }
 
     /// Whether it answers, as operators are told.
     pub const fn is_up(&self) -> bool {
         self.answered && self.late == 0
+    }
+
+    /// Whether nothing can be expected of it that would give others room.
+    pub const fn is_away(&self) -> bool {
+        !self.is_up() || self.stops_destage
     }
 
     /// Whether destage may ask it now.
@@ -71,6 +79,20 @@ impl OriginState {
     const fn note_answer(&mut self) {
         self.answered = true;
         self.failures = 0;
+        if !self.stops_destage {
+            self.backoff_ns = BACKOFF_NS_MIN;
+            self.retry_at_ns = 0;
+        }
+    }
+
+    /// Destage failed: what the origin answers to others does not bring it back sooner.
+    pub const fn note_destage_failed(&mut self) {
+        self.stops_destage = true;
+    }
+
+    /// Destage has come further than ever since the watermark rose.
+    pub const fn note_progress(&mut self) {
+        self.stops_destage = false;
         self.backoff_ns = BACKOFF_NS_MIN;
         self.retry_at_ns = 0;
     }

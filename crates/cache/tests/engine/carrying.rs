@@ -192,3 +192,23 @@ fn a_relaxed_round_goes_to_its_end_whatever_the_tail_passes() {
     assert_eq!(bench.origin(0, 1), 8);
     assert_eq!(bench.origins_then[0][4096], 8, "at the answer");
 }
+
+/// The origin is back before the tail has passed the original of a copy, and the original rots.
+#[test]
+fn a_copy_stands_for_an_original_that_rots() {
+    for order in [STRICT, RELAXED] {
+        let mut bench = Bench::new(&[order, STRICT]);
+        bench.faults.origin_writes_of = Some(0);
+        bench.write_block(2, 7);
+        bench.flush().expect("flushed");
+        bench.pass(SECOND);
+        fill_until_other_waits(&mut bench);
+        bench.settle();
+        assert!(bench.holds_write_of(7), "the copy is on its way");
+        bench.disk.damage(7);
+        bench.faults.origin_writes_of = None;
+        bench.pass(10 * SECOND);
+        assert_eq!(bench.origin(0, 2), 7, "{order:?}");
+        assert_eq!(bench.counter(ExportCounter::ChecksumErrorsDirty), 0);
+    }
+}

@@ -191,6 +191,29 @@ fn after_a_failed_flush_of_the_origin_all_of_it_is_written_again() {
     assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0);
 }
 
+/// An origin that takes everything and keeps nothing: what is written to it again and again gives no
+/// room, and it is not asked more and more often.
+#[test]
+fn what_is_written_again_is_no_progress() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.faults.origin_flushes = true;
+    let waiting = (0..100).find_map(|count| {
+        let ticket = bench.begin_write_to(0, count % 7 << 20, 1 << 20, 7);
+        bench.settle();
+        bench.answer(ticket).is_none().then_some(ticket)
+    });
+    let waiting = waiting.expect("dirty data has a limit");
+    let wait_ns = bench.options[0].wait_ns_max;
+    let before = bench.counter(ExportCounter::OriginFlushes);
+    for _ in 0..100 {
+        bench.pass(wait_ns / 50);
+    }
+    let answer = bench.answer(waiting).expect("nobody waits longer than that");
+    assert_eq!(answer.result, Err(RequestError::NoSpace));
+    let flushes = bench.counter(ExportCounter::OriginFlushes) - before;
+    assert!((2..8).contains(&flushes), "{flushes} flushes within {} s", 2 * wait_ns / SECOND);
+}
+
 #[test]
 fn a_drain_that_was_answered_is_not_taken_back_by_a_power_cut() {
     let mut bench = Bench::new(&[STRICT]);

@@ -256,7 +256,9 @@ impl Engine {
             Ok(()) => {
                 self.origin_answered(slot);
                 self.counters.add_export(slot, ExportCounter::DestagedBytes, bytes);
-                self.exports.get_mut(slot).progress_ns = self.now.monotonic_ns;
+                self.destagers[index].written_bytes += bytes;
+                let written = self.destagers[index].written_bytes;
+                self.exports.get_mut(slot).note_progress(written, self.now.monotonic_ns);
             }
             Err(error) => self.destagers[index].error = Some(error),
         }

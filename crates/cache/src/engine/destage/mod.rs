@@ -139,6 +139,8 @@ pub struct Destager {
     lost_in: Sequence,
     /// Blocks written since the origin was last flushed.
     unflushed_blocks: u64,
+    /// Bytes that the origin has taken since the watermark rose, this time.
+    written_bytes: u64,
     epoch_ended: bool,
     /// In relaxed order: where the round ends.
     horizon: LogAddress,
@@ -174,6 +176,7 @@ impl Destager {
             debts: Debts::new(),
             lost_in: Sequence(0),
             unflushed_blocks: 0,
+            written_bytes: 0,
             epoch_ended: false,
             horizon: LogAddress(0),
             carried: None,
@@ -292,6 +295,7 @@ impl Engine {
         };
         destager.summary = None;
         destager.unflushed_blocks = 0;
+        destager.written_bytes = 0;
         destager.epoch_ended = false;
         destager.carried = None;
         destager.debts.clear();
@@ -481,8 +485,8 @@ impl Engine {
         }
         export.origin_written = export.origin_written.max(done.sequence);
         export.oldest_dirty_wall_ns = done.wall_ns;
-        export.dirty_since_ns = self.now.monotonic_ns;
-        export.progress_ns = self.now.monotonic_ns;
+        export.note_watermark_risen(self.now.monotonic_ns);
+        destager.written_bytes = 0;
         destager.phase = Phase::Persisting;
         let (slot, watermark) = (destager.export, done.sequence);
         self.carried.forget(slot, watermark);
@@ -518,6 +522,7 @@ impl Engine {
     fn fail_destage(&mut self, index: usize, error: IoError, is_origin: bool) {
         let slot = self.destagers[index].export;
         if is_origin {
+            self.exports.get_mut(slot).origin.note_destage_failed();
             self.origin_failed(slot, error);
         } else {
             self.exports.get_mut(slot).origin.rest(self.now.monotonic_ns);

@@ -4,7 +4,7 @@ use super::{Destager, Done, Phase, PlanItem, Position, ZeroItem};
 use crate::canary;
 use crate::config::{Mode, Order};
 use crate::engine::api::IoError;
-use crate::engine::carried::{Carried, CarriedKey};
+use crate::engine::carried::{Carried, CarriedKey, CarriedTable};
 use crate::engine::damage::DAMAGE_RETRY_NS;
 use crate::engine::exports::{Cursor, Export};
 use crate::engine::log::Log;
@@ -216,8 +216,8 @@ impl Engine {
             destager.epoch_ended = true;
             return false;
         }
-        let index_state = (&self.index, &self.log);
-        let finished = plan_entries(destager, export, index_state, record, entries);
+        let whole = (&self.index, &self.log, &self.carried);
+        let finished = plan_entries(destager, export, whole, record, entries);
         if finished {
             let offset = record.offset_blocks.get() + 1 + u32::from(record.payload_blocks.get());
             let cursor = Cursor { segment_use, summary_at: reader.position() };
@@ -277,7 +277,7 @@ impl Engine {
 fn plan_entries(
     destager: &mut Destager,
     export: &Export,
-    (index, log): (&Index, &Log),
+    (index, log, carried): (&Index, &Log, &CarriedTable),
     record: &SummaryRecord,
     entries: &[Entry],
 ) -> bool {
@@ -321,6 +321,10 @@ fn plan_entries(
             }
             let order = u32::try_from(destager.plan.len()).expect("a small batch");
             let version = Sequence(record.sequence.get());
+            let ordinal = u16::try_from(number).expect("fewer entries than a header holds");
+            let key = CarriedKey { export: destager.export, version, ordinal, block };
+            // A copy is what reads are answered from, and was intact when it was made.
+            let address = carried.copy_of(key).unwrap_or(address);
             destager.plan.push(PlanItem { block, order, address, version, skip: false });
         }
         let count = u64::from(entry.count.get());
