@@ -410,9 +410,10 @@ impl Engine {
             let frame = blocks_of(staging, at, 1);
             let intact = self.damage_of(address, frame, result).is_none();
             self.reclaim.survivors[at as usize].intact = intact;
-            self.reclaim.survivors[at as usize].unread = result.is_err();
-            if !intact && dirty.is_some() && !again && self.ios.free() > 0 {
-                // There is no other copy: what comes wrong once is not lost.
+            // There is no other copy: what comes wrong once is not lost.
+            let is_asked_again = !intact && dirty.is_some() && !again;
+            self.reclaim.survivors[at as usize].unread = result.is_err() || is_asked_again;
+            if is_asked_again && self.ios.free() > 0 {
                 self.reclaim.outstanding += 1;
                 let owner = IoOwner::ReclaimRead { first: at, blocks: 1, again: true };
                 self.device_read(owner, address, frame);

@@ -71,11 +71,15 @@ impl Engine {
             let address = address.plus(u64::from(offset - first));
             let frame = blocks_of(staging, offset, 1);
             let Some(damage) = self.damage_of(address, frame, result) else { continue };
-            if again || self.ios.free() == 0 {
+            if again {
                 self.damaged_block_found(index, offset as usize, damage);
                 continue;
             }
             // What the device or its bus got wrong once is not lost.
+            if self.ios.free() == 0 {
+                self.destagers[index].error = Some(IoError::Failed { errno: EAGAIN });
+                continue;
+            }
             self.destagers[index].outstanding += 1;
             let owner = IoOwner::DestageRead { destager, first: offset, blocks: 1, again: true };
             self.device_read(owner, address, frame);
