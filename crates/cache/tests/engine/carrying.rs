@@ -34,8 +34,8 @@ fn fill_with_other(bench: &mut Bench) -> usize {
     panic!("there is room without end");
 }
 
-/// The other export takes all the room, and waits for more, while what it was for that is on its way
-/// to the cache device. Returns what it waits with.
+/// The other export takes all the room, and waits for more, while the cache device takes nothing.
+/// Returns what it waits with.
 fn fill_until_other_waits(bench: &mut Bench) -> Ticket {
     for at in 0..100 {
         bench.faults.hold_device_writes = true;

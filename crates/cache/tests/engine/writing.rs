@@ -191,14 +191,14 @@ fn after_a_failed_flush_of_the_origin_all_of_it_is_written_again() {
     assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0);
 }
 
-/// An origin that takes everything and keeps nothing: what is written to it again and again gives no
-/// room, and it is not asked more and more often.
+/// An origin that takes everything and keeps nothing: what is written to it again and again gives
+/// no room, and it is not asked more and more often.
 #[test]
 fn what_is_written_again_is_no_progress() {
     let mut bench = Bench::new(&[STRICT]);
     bench.faults.origin_flushes = true;
     let waiting = (0..100).find_map(|count| {
-        let ticket = bench.begin_write_to(0, count % 7 << 20, 1 << 20, 7);
+        let ticket = bench.begin_write_to(0, count % 7 * (1 << 20), 1 << 20, 7);
         bench.settle();
         bench.answer(ticket).is_none().then_some(ticket)
     });

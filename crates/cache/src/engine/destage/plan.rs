@@ -97,8 +97,8 @@ impl Engine {
             // From the tail on originals are in the log, and in order.
             let next = self.carried.after(slot, Some(key));
             let Some(next) = next.filter(|next| next.key.version < tail).copied() else {
-                // What follows was not carried: another epoch, for all that is known. A round goes on
-                // to its end, whatever the tail has passed meanwhile.
+                // What follows was not carried: another epoch, for all that is known. A round goes
+                // on to its end, whatever the tail has passed meanwhile.
                 destager.epoch_ended =
                     export.order == Order::Strict && last.is_some() && has_writes;
                 return destager.epoch_ended;
