@@ -101,7 +101,14 @@ impl LogFacts {
         self.durable = self.durable.max(self.newest_life().1.saturating_sub(1));
     }
 
-    /// What a record says counts, unless the record is void.
+    /// The first use that the newest life may have had, if that is known.
+    #[must_use]
+    pub fn first_use(&self) -> Option<u64> {
+        let (_, newest) = self.starts.last_key_value().expect("at least the superblock's");
+        (newest.segment_use < u64::MAX).then_some(newest.segment_use)
+    }
+
+    /// What a record says counts, unless the record is void, or that which it speaks of.
     pub fn note(
         &mut self,
         (writer, sequence): (Writer, u64),
@@ -109,13 +116,20 @@ impl LogFacts {
         durable: u64,
         watermarks: &[U64; EXPORTS_MAX],
     ) {
-        if sequence >= self.void_from(writer) {
+        let void_from = self.void_from(writer);
+        if sequence >= void_from {
             return;
         }
-        self.tail = if canary::breaks(2) { tail } else { self.tail.max(tail) };
-        self.durable = self.durable.max(durable);
+        if tail <= void_from {
+            self.tail = if canary::breaks(2) { tail } else { self.tail.max(tail) };
+        }
+        if durable < void_from {
+            self.durable = self.durable.max(durable);
+        }
         for (known, found) in self.watermarks.iter_mut().zip(watermarks) {
-            *known = (*known).max(found.get());
+            if found.get() < void_from {
+                *known = (*known).max(found.get());
+            }
         }
     }
 }
@@ -169,6 +183,7 @@ mod tests {
         for void in [(writer(5, 19), 100), (writer(5, 20), 50)] {
             facts.note(void, 80, 120, &watermarks);
         }
+        facts.note((writer(5, 19), 99), 101, 100, &[U64::new(100); EXPORTS_MAX]);
         assert_eq!((facts.tail, facts.durable, facts.watermarks[0]), (0, 0, 0));
         facts.note((writer(5, 19), 99), 80, 95, &watermarks);
         assert_eq!((facts.tail, facts.durable, facts.watermarks[0]), (80, 95, 90));

@@ -430,7 +430,10 @@ impl<'a> Scanner<'a> {
                 && segment.sequence_first < facts.void_from(segment.writer())
                 && !self.superblock.accepts_loss_of(segment.sequence_first)
         });
-        let last = newest(&is_own).or(earlier).or(newest(&|_| true)).map_or(0, |newest| newest + 1);
+        let behind = |newest: u64| newest + 1;
+        let begun =
+            earlier.or(newest(&|_| true)).map_or(0, behind).max(facts.first_use().unwrap_or(0));
+        let last = newest(&is_own).map_or(begun, behind);
         let first = earlier.map_or(0, |earlier| earlier + 1);
         let first = first.max(last.saturating_sub(SEGMENTS_WITHOUT_FOOTER_MAX as u64));
         let own = |segment_use| {

@@ -115,10 +115,12 @@ pub struct Export {
     pub destage_late: bool,
     /// Whether that happened: the destager starts over as soon as it has its answer.
     pub destage_void: bool,
-    /// When destage last made progress: what is written again is none.
+    /// When destage last made progress: what is written again and again is none.
     pub progress_ns: u64,
     /// The most that the origin has taken in one go since the watermark rose, in bytes.
     pub furthest_bytes: u64,
+    /// How much of that it had taken when it failed for the last time.
+    pub failed_at_bytes: u64,
     /// Reads and partial writes that wait for a free fetch, wait or I/O slot.
     pub fetch_waiters: TicketQueue,
     /// Partial writes that wait for a free merge slot.
@@ -267,6 +269,7 @@ impl Export {
             destage_void: false,
             progress_ns: 0,
             furthest_bytes: 0,
+            failed_at_bytes: 0,
             fetch_waiters: TicketQueue::default(),
             merge_waiters: TicketQueue::default(),
             room_waiters: TicketQueue::default(),
@@ -435,14 +438,27 @@ impl Export {
     pub fn note_progress(&mut self, written_bytes: u64, now_ns: u64) {
         if written_bytes > self.furthest_bytes {
             self.furthest_bytes = written_bytes;
-            self.progress_ns = now_ns;
             self.origin.note_progress();
+        }
+        if !self.origin.stops_destage() {
+            self.progress_ns = now_ns;
+        }
+    }
+
+    /// Destage failed. Once may be chance; what is written again after that is no progress until
+    /// it comes further.
+    pub fn note_destage_failed(&mut self) {
+        if self.furthest_bytes > self.failed_at_bytes {
+            self.failed_at_bytes = self.furthest_bytes;
+        } else {
+            self.origin.note_standstill();
         }
     }
 
     /// The watermark has risen.
     pub fn note_watermark_risen(&mut self, now_ns: u64) {
         self.furthest_bytes = 0;
+        self.failed_at_bytes = 0;
         self.dirty_since_ns = now_ns;
         self.progress_ns = now_ns;
         self.origin.note_progress();

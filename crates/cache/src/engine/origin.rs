@@ -33,7 +33,7 @@ pub struct OriginState {
     late: u32,
     /// How long to wait after the next failure.
     backoff_ns: u64,
-    /// Whether destage failed, and has not come further since.
+    /// Whether destage failed twice at the same place, and has not come further since.
     stops_destage: bool,
 }
 
@@ -85,8 +85,13 @@ impl OriginState {
         }
     }
 
-    /// Destage failed: what the origin answers to others does not bring it back sooner.
-    pub const fn note_destage_failed(&mut self) {
+    /// Whether destage comes no further with it.
+    pub const fn stops_destage(&self) -> bool {
+        self.stops_destage
+    }
+
+    /// Destage comes no further: what the origin answers to others does not bring it back sooner.
+    pub const fn note_standstill(&mut self) {
         self.stops_destage = true;
     }
 

@@ -214,6 +214,36 @@ fn what_is_written_again_is_no_progress() {
     assert!((2..8).contains(&flushes), "{flushes} flushes within {} s", 2 * wait_ns / SECOND);
 }
 
+/// One failure late in a long epoch, and all of it is written again, slowly: nobody who waits for
+/// room is told that there is none.
+#[test]
+fn one_failure_is_no_standstill() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.faults.hold_origin_zeroes = true;
+    for block in 0..6 {
+        bench.submit(0, Command::Trim { fua: false }, (2 * block + 1) * 4096, 4096);
+    }
+    let waiting = (0..100).find_map(|count| {
+        let ticket = bench.begin_write_to(0, count % 7 * (1 << 20), 1 << 20, 7);
+        bench.settle();
+        bench.answer(ticket).is_none().then_some(ticket)
+    });
+    let waiting = waiting.expect("dirty data has a limit");
+    for piece in 0..10 {
+        bench.pass(SECOND * 6 / 10);
+        assert_eq!(bench.zeroes_held(), 4096, "{piece}");
+        assert_eq!(bench.answer(waiting), None, "{piece}");
+        bench.faults.origin_writes = piece == 4;
+        bench.take_zeroes();
+        bench.faults.origin_writes = false;
+    }
+    bench.faults.hold_origin_zeroes = false;
+    bench.take_zeroes();
+    bench.faults.hold_origin_zeroes = false;
+    bench.pass(SECOND);
+    assert_eq!(bench.answer(waiting).map(|answer| answer.result), Some(Ok(())));
+}
+
 #[test]
 fn a_drain_that_was_answered_is_not_taken_back_by_a_power_cut() {
     let mut bench = Bench::new(&[STRICT]);

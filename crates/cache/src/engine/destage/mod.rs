@@ -522,7 +522,7 @@ impl Engine {
     fn fail_destage(&mut self, index: usize, error: IoError, is_origin: bool) {
         let slot = self.destagers[index].export;
         if is_origin {
-            self.exports.get_mut(slot).origin.note_destage_failed();
+            self.exports.get_mut(slot).note_destage_failed();
             self.origin_failed(slot, error);
         } else {
             self.exports.get_mut(slot).origin.rest(self.now.monotonic_ns);
