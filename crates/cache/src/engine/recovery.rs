@@ -440,11 +440,8 @@ impl Rebuild {
             }
             // What was accepted once is not asked for again.
             let missing = scanner.superblock.skip_accepted(self.expected);
-            if sequence > missing {
-                if missing > facts.durable {
-                    break;
-                }
-                self.lose(scanner, missing, sequence - 1, accept_loss)?;
+            if sequence > missing && missing > facts.durable {
+                break;
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
             let (segment_use, offset) = (segment.segment_use, record.offset_blocks.get());
@@ -460,6 +457,10 @@ impl Rebuild {
                         break;
                     }
                 }
+            }
+            if sequence > missing {
+                // Once it is accepted: else numbers between the two would be used again.
+                self.lose(scanner, missing, sequence - 1, accept_loss)?;
             }
             if is_first {
                 self.accept_segment(segment, sequence);

@@ -111,6 +111,32 @@ fn cut_in_front_of_two_segments() -> (Bench, usize) {
     (bench, first)
 }
 
+/// Of what was lost, only the first record is known to have been durable, and the one behind it is
+/// torn: the numbers between the two are used again, by records that nobody has lost.
+#[test]
+fn no_more_is_accepted_as_lost_than_is_not_used_again() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.write(0, 0, MIB, 1).expect("written");
+    bench.flush().expect("flushed");
+    bench.faults.hold_device_writes = true;
+    for step in 1..4 {
+        bench.begin_write_to(0, step * MIB, MIB, 2);
+        bench.turn();
+    }
+    bench.take_device_writes();
+    let (first, segment) = (SEGMENTS_OFFSET as usize, SEGMENT_BYTES_MIN as usize);
+    lose(&mut bench, first, segment / BLOCK_BYTES);
+    lose(&mut bench, first + segment + 256 * BLOCK_BYTES, 1);
+    is_refused(&mut bench, 1);
+    for block in 0..2 {
+        bench.write_block(block, 9);
+        bench.flush().expect("flushed");
+    }
+    let recovery = bench.try_restart().expect("nothing has been lost since");
+    assert_eq!((recovery.lost, recovery.records), (None, 2));
+    assert_eq!(bench.read(0, 2), [Some(9); 2]);
+}
+
 /// What a power cut left behind the end is void, and lies further on than a later life has come.
 #[test]
 fn what_is_void_does_not_keep_a_later_life_from_being_searched() {
