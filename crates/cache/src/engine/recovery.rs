@@ -435,12 +435,10 @@ impl Rebuild {
             let sequence = record.sequence.get();
             // What was accepted as lost stays lost, as does what only its life knew to be void.
             let is_lost = scanner.superblock.accepts_loss_of(sequence);
-            if sequence >= void_from || sequence < self.expected || is_lost {
-                break;
-            }
-            // What was accepted once is not asked for again.
+            // Nor is what was accepted once asked for again.
             let missing = scanner.superblock.skip_accepted(self.expected);
-            if sequence > missing && missing > facts.durable {
+            let is_behind_the_end = sequence > missing && missing > facts.durable;
+            if sequence >= void_from || sequence < self.expected || is_lost || is_behind_the_end {
                 break;
             }
             // Above what is known to have been durable, payload is verified too (rule 4).
