@@ -7,12 +7,15 @@ import { execFile } from 'node:child_process';
 import { constants, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
 import { open, readdir, readFile, realpath, stat } from 'node:fs/promises';
 import { delimiter } from 'node:path';
+import { setTimeout as delay } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { codeOf, reasonOf, ringfenceError } from './errors.ts';
 
 const execute = promisify(execFile);
 /** Where Debian has wipefs, and where a user's PATH does not lead. */
 const SYSTEM_FOLDERS = ['/usr/sbin', '/sbin'];
+/** Longer than a program has a device open that only looks whether it could be had. */
+const PROBE_MS = 100;
 
 /** A block device or a file, as far as the kernel describes it. */
 export interface Device {
@@ -132,12 +135,23 @@ export async function findUse(device: Device, role: Role): Promise<DeviceUse | n
  * root sees what other users' processes have open, and nobody sees other process namespaces.
  *
  * Who only reads is passed over. Programs that watch devices do so all the time, and lose nothing.
+ * So is who is gone at a second look: `losetup --find` opens each device that another was faster to
+ * get, for writing.
  */
-export async function findWriter(device: Device): Promise<string | null> {
+export async function findWriter(
+  device: Device,
+  untilSecondLook: () => Promise<unknown> = () => delay(PROBE_MS),
+): Promise<string | null> {
   if (device.number === null) return null;
   const numbers = await withPartitions(device.number);
+  if ((await writerOf(device.number, numbers)) === null) return null;
+  await untilSecondLook();
+  return writerOf(device.number, numbers);
+}
+
+async function writerOf(number: string, numbers: readonly string[]): Promise<string | null> {
   // A program that serves an nbd device has it open itself.
-  const server = await readSysfs(`/sys/dev/block/${device.number}/pid`);
+  const server = await readSysfs(`/sys/dev/block/${number}/pid`);
   const processes = namesIn('/proc').filter((name) => /^[0-9]+$/.test(name));
   const own = `${process.pid}`;
   for (const id of processes.filter((candidate) => candidate !== own)) {

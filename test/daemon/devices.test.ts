@@ -183,6 +183,25 @@ test('a process that has a device open for writing is found, one that reads is n
   t.regex(stderr, /\[RF_DEVICE_HELD\]/);
 });
 
+test('a program that has a device open for a moment only is no writer', async (t) => {
+  const scope = testScope(t);
+  const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 64 * MIB);
+  const found = await findDevice(device, 'device');
+  const prober = startProcess(scope, 'sh', ['-c', `exec 3<>${device} && echo open && exec cat`]);
+  await waitUntil(
+    () => prober.output().startsWith('open'),
+    () => `the device cannot be opened: ${prober.output()}`,
+  );
+  let looksAgain = false;
+  const secondLook = async () => {
+    looksAgain = true;
+    prober.signal('SIGKILL');
+    await prober.wait();
+  };
+  t.is(await findWriter(found, secondLook), null);
+  t.true(looksAgain);
+});
+
 test('two names of one device are one device', async (t) => {
   const scope = testScope(t);
   const folder = temporaryFolder(scope);
