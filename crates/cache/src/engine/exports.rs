@@ -436,11 +436,13 @@ impl Export {
 
     /// The origin has taken so much since the watermark rose.
     pub fn note_progress(&mut self, written_bytes: u64, now_ns: u64) {
-        if written_bytes > self.furthest_bytes {
+        let is_further = written_bytes > self.furthest_bytes;
+        if is_further {
             self.furthest_bytes = written_bytes;
             self.origin.note_progress();
         }
-        if !self.origin.stops_destage() {
+        // Before damage each try begins at the watermark.
+        if is_further || !(self.origin.stops_destage() || self.damaged) {
             self.progress_ns = now_ns;
         }
     }

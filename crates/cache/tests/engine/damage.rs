@@ -108,6 +108,31 @@ fn what_cannot_be_read_now_may_be_read_later() {
     assert_eq!(bench.counter(ExportCounter::Damaged), 0);
 }
 
+/// What may be readable later keeps destage trying. What the origin is given again with each try
+/// is no progress that a write could wait for.
+#[test]
+fn what_is_written_again_beside_damage_is_no_progress() {
+    let mut bench = dirty(STRICT);
+    // Longer than between two tries.
+    let wait_ns = 20_000_000_000;
+    bench.options[0].wait_ns_max = wait_ns;
+    bench.restart();
+    bench.faults.unreadable = bench.disk.blocks_of(4);
+    let waiting = (0..100).find_map(|count| {
+        let ticket = bench.begin_write_to(0, count % 7 * (1 << 20), 1 << 20, 7);
+        bench.settle();
+        bench.answer(ticket).is_none().then_some(ticket)
+    });
+    let waiting = waiting.expect("dirty data has a limit");
+    let before = bench.counter(ExportCounter::OriginWrites);
+    for _ in 0..100 {
+        bench.pass(wait_ns / 50);
+    }
+    assert!(bench.counter(ExportCounter::OriginWrites) > before, "it tries");
+    let answer = bench.answer(waiting).expect("nobody waits longer than that");
+    assert_eq!(answer.result, Err(RequestError::NoSpace));
+}
+
 #[test]
 fn a_bad_clean_block_is_fetched_again_and_nobody_knows() {
     let mut bench = dirty(STRICT);
