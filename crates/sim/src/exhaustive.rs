@@ -175,6 +175,7 @@ fn scenario() -> Scenario {
     scenario.exports.push(filler);
     scenario.probing = Probing::default();
     scenario.lives_differ = false;
+    scenario.moods_change = false;
     scenario.faults = Faults::default();
     scenario
 }

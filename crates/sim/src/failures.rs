@@ -194,6 +194,7 @@ impl Case {
             Faults { verify_percent: 100, kill_percent: 40, stop_percent: 20, ..Faults::default() };
         scenario.probing = Probing::default();
         scenario.lives_differ = false;
+        scenario.moods_change = false;
         // Each life has all its steps.
         scenario.churns = true;
         scenario.lives = 2;

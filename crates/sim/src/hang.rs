@@ -32,6 +32,7 @@ pub fn scenario(seed: u64) -> Option<Scenario> {
     }
     scenario.faults = Faults::default();
     scenario.lives_differ = false;
+    scenario.moods_change = false;
     // Where there are only a few leaves of the index for all, no export can keep some for itself.
     scenario.config.index_bytes = None;
     scenario.steps_max = scenario.steps_max.clamp(4_000, 12_000);

@@ -95,11 +95,11 @@ impl World {
     fn try_restart<C: Core>(&mut self) -> Result<(), Violation> {
         let cuts = self.random.percent(10);
         let mut life: Life<C> = self.open(cuts)?;
-        let resolution = self.check_restart(&mut life)?;
+        let restart = self.check_restart(&mut life)?;
         match self.random.below(32) {
             // What was served after the restart must outlive the next cut (rule 1).
             0..3 => {
-                self.checker.resolve(&resolution);
+                self.begin(restart)?;
                 drop(life);
                 self.crash(End::PowerCut)?;
                 let mut life: Life<C> = self.open(false)?;
@@ -107,7 +107,7 @@ impl World {
             }
             // What is left must reach the origins as it would have without the crash.
             3 => {
-                self.checker.resolve(&resolution);
+                self.begin(restart)?;
                 self.finish(life)
             }
             _ => Ok(()),

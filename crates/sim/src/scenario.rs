@@ -179,6 +179,8 @@ pub struct Scenario {
     pub lives: u32,
     /// Whether the operator changes the settings between lives, and which exports are served.
     pub lives_differ: bool,
+    /// Whether clients ask for other things in each life, and for more or less.
+    pub moods_change: bool,
     /// Whether lives are long and writes large, so that the log is filled several times.
     pub churns: bool,
     /// The most steps of the engine in one life.
@@ -243,6 +245,7 @@ impl Scenario {
             lives: u32::try_from(random.between(1, (40_000 / steps_max).clamp(3, 24)))
                 .expect("a few"),
             lives_differ: false,
+            moods_change: false,
             steps_max,
             device_ns: random.magnitude(5_000, 1_000_000),
             origin_ns: random.magnitude(20_000, 20_000_000),
@@ -258,6 +261,7 @@ impl Scenario {
         }
         scenario.draw_small_index();
         scenario.draw_differing_lives();
+        scenario.draw_changing_moods();
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
@@ -293,6 +297,22 @@ impl Scenario {
         for export in &mut self.exports {
             export.reorders = random.percent(40);
         }
+    }
+
+    /// Draws whether each life has its own clients: from a number of its own, too, by which no seed
+    /// that failed before there was such a thing has it. Where the log is to be filled, they go on
+    /// as they are.
+    fn draw_changing_moods(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x41fc);
+        self.moods_change = !self.churns && random.percent(25);
+    }
+
+    /// Draws what the clients of the next life ask for. What a power cut leaves behind the log's
+    /// end, few large records or many small ones, is not what the next life writes there.
+    pub(crate) fn draw_mood(&mut self, random: &mut Random) {
+        self.mix = draw_mix(random);
+        self.batch_max = random.between(1, 8);
+        self.steps_max = random.magnitude(20, 20_000);
     }
 
     /// Draws the settings of the next life. Sizes, names and patience stay what they are.

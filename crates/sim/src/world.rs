@@ -81,6 +81,14 @@ struct Opened<C> {
     exports: Vec<OpenedExport>,
 }
 
+/// What reading everything after a restart has shown.
+pub(crate) enum Restart {
+    /// All that was durable.
+    Whole(Resolution),
+    /// That damage took something, as this says. The contents are kept for [`World::begin`].
+    BehindLoss(Violation),
+}
+
 /// How a life ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
@@ -211,6 +219,9 @@ impl World {
         }
         let mut life = self.open::<C>(false)?;
         for _ in 0..self.scenario.lives {
+            if self.scenario.moods_change {
+                Rc::make_mut(&mut self.scenario).draw_mood(&mut self.random);
+            }
             let most = self.scenario.steps_max;
             let steps = if self.scenario.churns { most } else { self.random.magnitude(1, most) };
             life.serve(self, steps)?;
@@ -461,7 +472,20 @@ impl World {
 
     /// Reads everything and checks it against what clients were told.
     pub(crate) fn verify<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
-        let resolution = self.check_restart(life)?;
+        let restart = self.check_restart(life)?;
+        self.begin(restart)
+    }
+
+    /// Makes a checked restart the new beginning.
+    ///
+    /// # Errors
+    /// The world ends behind a loss that no mere crash could have been.
+    pub(crate) fn begin(&mut self, restart: Restart) -> Result<(), Violation> {
+        let resolution = match restart {
+            Restart::Whole(resolution) => resolution,
+            Restart::BehindLoss(explained) => self.outlive().ok_or(explained)?,
+        };
+        self.narrow_losses(&resolution);
         self.checker.resolve(&resolution);
         Ok(())
     }
@@ -470,7 +494,7 @@ impl World {
     pub(crate) fn check_restart<C: Core>(
         &mut self,
         life: &mut Life<C>,
-    ) -> Result<Resolution, Violation> {
+    ) -> Result<Restart, Violation> {
         self.tally.crash_points += 1;
         self.read_everything(life).map_err(|violation| self.explain(violation))?;
         self.check_readable()?;
@@ -490,8 +514,7 @@ impl World {
         let unexplained = match checked {
             Ok(resolution) if !self.is_loss_new => {
                 self.trace.line(self.now_ns, || "everything read and as it should be".into());
-                self.narrow_losses(&resolution);
-                return Ok(resolution);
+                return Ok(Restart::Whole(resolution));
             }
             // It may show later, or to those who know less.
             Ok(_) => None,
@@ -502,12 +525,11 @@ impl World {
             Some(violation) => self.explain(violation),
             None => Violation::new(Kind::Explained, "a loss does not show".into()),
         };
-        if explained.kind != Kind::Explained {
-            return Err(explained);
+        if explained.kind == Kind::Explained {
+            Ok(Restart::BehindLoss(explained))
+        } else {
+            Err(explained)
         }
-        let resolution = self.outlive().ok_or(explained)?;
-        self.narrow_losses(&resolution);
-        Ok(resolution)
     }
 
     fn check_contents(&self, contents: Contents) -> Result<Resolution, Violation> {

@@ -170,7 +170,7 @@ impl Checker {
         resolution: &Resolution,
         export: u8,
         unit: usize,
-    ) -> impl Iterator<Item = u32> {
+    ) -> impl DoubleEndedIterator<Item = u32> {
         self.zero_candidates(export, unit).filter(|id| !resolution.takes(*id))
     }
 
@@ -327,11 +327,13 @@ impl Checker {
                 }
             }
         }
+        let starts = self.starts_of_runs(&contents);
         let mut resolution = Resolution { contents, lost: Vec::new() };
         loop {
             // A write of zeroes that is gone leaves its zeroes to older ones: more may be gone.
             let ids = (1..).take(self.history.len() - 1);
-            let lost: Vec<u32> = ids.filter(|id| self.is_gone_behind(&resolution, *id)).collect();
+            let lost: Vec<u32> =
+                ids.filter(|id| self.is_gone_behind(&resolution, &starts, *id)).collect();
             if lost == resolution.lost {
                 break;
             }
@@ -355,14 +357,30 @@ impl Checker {
         Some(resolution)
     }
 
+    /// Per export, the units that show something else than the one before, or where it may stand
+    /// for other writes.
+    fn starts_of_runs(&self, contents: &Contents) -> Vec<Vec<usize>> {
+        let starts = contents.iter().zip(&self.exports).map(|(values, registers)| {
+            let shown = |unit: usize| (values[unit], &registers.candidates[unit]);
+            (1..values.len()).filter(|&unit| shown(unit) != shown(unit - 1)).collect()
+        });
+        starts.collect()
+    }
+
     /// Whether some unit of a write shows what came before it.
-    fn is_gone_behind(&self, resolution: &Resolution, id: u32) -> bool {
+    fn is_gone_behind(&self, resolution: &Resolution, starts: &[Vec<usize>], id: u32) -> bool {
         let write = self.history.get(id);
         let values = &resolution.contents[usize::from(write.export)];
-        let units = (write.first_unit..values.len()).take(write.units);
-        !write.lost
-            && runs(values, units)
-                .any(|unit| self.survivor_is_before(resolution, write.export, unit, id))
+        if write.lost || write.first_unit >= values.len() {
+            return false;
+        }
+        let starts = &starts[usize::from(write.export)];
+        let behind = starts.partition_point(|unit| *unit <= write.first_unit);
+        let end = write.first_unit + write.units;
+        let inside = starts[behind..].iter().copied().take_while(|unit| *unit < end);
+        std::iter::once(write.first_unit)
+            .chain(inside)
+            .any(|unit| self.survivor_is_before(resolution, write.export, unit, id))
     }
 
     /// Whether every write that what a unit shows may stand for came before `id`.
@@ -375,8 +393,10 @@ impl Checker {
     ) -> bool {
         match resolution.contents[usize::from(export)][unit] {
             UNREADABLE => false,
+            // The newest first, as in `value_is_before`.
             ZEROES => self
                 .zero_survivors(resolution, export, unit)
+                .rev()
                 .all(|zeroes| self.history.was_before(zeroes, id)),
             shown => shown != id && self.history.was_before(shown, id),
         }
@@ -430,14 +450,4 @@ impl Checker {
             self.history.lose(id);
         }
     }
-}
-
-/// The units at which something else is shown than at the one before, and all that show zeroes,
-/// since those do not name their write.
-fn runs(values: &[Value], units: impl Iterator<Item = usize>) -> impl Iterator<Item = usize> {
-    let mut previous = UNREADABLE;
-    units.filter(move |unit| {
-        let value = values[*unit];
-        value == ZEROES || std::mem::replace(&mut previous, value) != value
-    })
 }
