@@ -3,7 +3,7 @@
 use crate::bench::Bench;
 use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{EXPORT_TABLE_OFFSETS, SEGMENT_BYTES_MIN};
-use ringfence_cache::{Buffer, Command, Control, Mode, Order, Ticket};
+use ringfence_cache::{Buffer, Command, Control, ExportSlot, Mode, Order, Ticket};
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const RELAXED: (Mode, Order) = (Mode::Writeback, Order::Relaxed);
@@ -210,5 +210,40 @@ fn a_copy_stands_for_an_original_that_rots() {
         bench.pass(10 * SECOND);
         assert_eq!(bench.origin(0, 2), 7, "{order:?}");
         assert_eq!(bench.counter(ExportCounter::ChecksumErrorsDirty), 0);
+    }
+}
+
+/// The same where a neighbour was damaged already when it was carried: what is lost is said to be,
+/// and it is nothing else.
+#[test]
+fn a_damaged_copy_stands_for_its_original_and_for_nothing_else() {
+    for order in [STRICT, RELAXED] {
+        let mut bench = Bench::new(&[order, STRICT]);
+        for (block, byte) in [(1, 6), (2, 7)] {
+            bench.write_block(block, byte);
+        }
+        bench.faults.origin_writes_of = Some(0);
+        bench.flush().expect("flushed");
+        // What is in memory cannot rot.
+        bench.restart();
+        bench.disk.damage(6);
+        bench.pass(SECOND);
+        fill_until_other_waits(&mut bench);
+        bench.settle();
+        assert!(bench.holds_write_of(7), "the copies are on their way");
+        bench.disk.damage(7);
+        bench.faults.origin_writes_of = None;
+        bench.pass(10 * SECOND);
+        if order == STRICT {
+            assert_eq!(bench.control(Control::AcceptLoss(ExportSlot(0))), Some(Ok(())));
+        }
+        bench.faults.hold_device_writes = false;
+        bench.release_device_writes();
+        bench.pass(10 * SECOND);
+        assert_eq!(bench.counter(ExportCounter::DirtyBytes), 0, "{order:?}");
+        assert_eq!(bench.origin(0, 2), 7, "{order:?}");
+        assert_eq!(bench.read(1, 2), [None, Some(7)], "{order:?}");
+        bench.restart();
+        assert_eq!(bench.read(1, 2), [None, Some(7)], "{order:?}");
     }
 }

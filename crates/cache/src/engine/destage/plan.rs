@@ -323,10 +323,9 @@ fn plan_entries(
             let version = Sequence(record.sequence.get());
             let ordinal = u16::try_from(number).expect("fewer entries than a header holds");
             let key = CarriedKey { export: destager.export, version, ordinal, block };
-            // A copy is what reads are answered from. It was intact when it was made, unless
-            // the original was not.
-            let copy = carried.copy_of(key).filter(|copy| !log.may_be_damaged_copy(*copy));
-            let address = copy.unwrap_or(address);
+            // A copy is what reads are answered from. If the original was damaged when it was
+            // made, it is the copy that has to be found so, since it is what counts.
+            let address = carried.copy_of(key).unwrap_or(address);
             destager.plan.push(PlanItem { block, order, address, version, skip: false });
         }
         let count = u64::from(entry.count.get());
