@@ -47,7 +47,7 @@ pub struct DescribedExport {
 /// # Errors
 /// When it holds no cache, or one that this version does not understand.
 pub fn describe(storage: &mut dyn Storage) -> Result<Description, OpenError> {
-    let superblock = layout::read_superblock(storage)?;
+    let (superblock, _) = layout::read_superblock(storage)?;
     let table = layout::read_export_table(storage, &superblock.cache_uuid)?.table;
     let (segments, segment_bytes) = (superblock.segments.get(), superblock.segment_bytes.get());
     // No log pool: nothing is resident where nobody serves.

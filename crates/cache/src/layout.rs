@@ -45,7 +45,7 @@ pub fn format(storage: &mut dyn Storage, options: &FormatOptions) -> Result<(), 
     superblock.segments = U64::new(segments);
     superblock.first_sequence = U64::new(1);
     superblock.tail = U64::new(1);
-    write_superblocks(storage, &mut superblock)?;
+    write_superblocks(storage, &mut superblock, 1)?;
     Ok(())
 }
 
@@ -58,13 +58,18 @@ fn erase_foreign_signatures(storage: &mut dyn Storage) -> Result<(), StorageErro
     storage.write(blocks_end - SEGMENTS_OFFSET, &zeroes)
 }
 
-/// Writes and flushes both superblocks, one after the other (rule 5).
+/// Writes and flushes both superblocks, one after the other (rule 5), first the copy that is not
+/// the newest: that one may be the only one with the last tail and the last watermarks.
+///
+/// # Errors
+/// When the device fails.
 pub fn write_superblocks(
     storage: &mut dyn Storage,
     superblock: &mut Superblock,
+    newest_in: usize,
 ) -> Result<(), StorageError> {
-    for offset in SUPERBLOCK_OFFSETS {
-        storage.write(offset, superblock.seal())?;
+    for copy in [1 - newest_in, newest_in] {
+        storage.write(SUPERBLOCK_OFFSETS[copy], superblock.seal())?;
         storage.flush()?;
     }
     Ok(())
@@ -99,17 +104,18 @@ pub fn read_superblocks(
     }
 }
 
-/// Reads both superblocks and returns the newer intact one.
+/// Reads both superblocks and returns the newer intact one, and which copy it is.
 ///
 /// # Errors
 /// When there is none, or it is of a newer version, or the device is smaller than formatted.
-pub fn read_superblock(storage: &mut dyn Storage) -> Result<Superblock, OpenError> {
+pub fn read_superblock(storage: &mut dyn Storage) -> Result<(Superblock, usize), OpenError> {
     let copies = read_superblocks(storage)?;
-    let intact = copies.iter().flatten().filter_map(|block| Superblock::parse(block).ok());
+    let blocks = copies.iter().zip(0..).filter_map(|(block, copy)| Some((block.as_ref()?, copy)));
+    let intact = blocks.filter_map(|(block, copy)| Some((Superblock::parse(block).ok()?, copy)));
     // Of two that are equal either will do.
-    let found = intact.max_by_key(Superblock::age);
+    let found = intact.max_by_key(|(superblock, _)| superblock.age());
     let damaged = copies.iter().flatten().any(|block| Superblock::has_magic(block));
-    let Some(superblock) = found else {
+    let Some((superblock, copy)) = found else {
         return Err(if damaged { OpenError::SuperblocksDamaged } else { OpenError::NotFormatted });
     };
     let features = superblock.features_incompatible.get() & !FEATURES_INCOMPATIBLE;
@@ -120,7 +126,7 @@ pub fn read_superblock(storage: &mut dyn Storage) -> Result<Superblock, OpenErro
     if size_bytes < formatted_bytes {
         return Err(OpenError::Shrunk { size_bytes, formatted_bytes });
     }
-    Ok(superblock)
+    Ok((superblock, copy))
 }
 
 /// An export table, and how it was found.

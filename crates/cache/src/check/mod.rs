@@ -54,7 +54,7 @@ impl Storage for ReadOnly<'_> {
 /// superblocks or both slots of the export table are damaged.
 pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
     let storage = &mut ReadOnly(storage);
-    let superblock = layout::read_superblock(storage)?;
+    let (superblock, _) = layout::read_superblock(storage)?;
     let table = layout::read_export_table(storage, &superblock.cache_uuid)?.table;
     let segment_bytes = superblock.segment_bytes.get();
     // No log pool: nothing is resident where nobody serves.

@@ -171,7 +171,7 @@ impl Engine {
     ) -> Result<(Self, Recovery), OpenError> {
         // Rule 1: what is read from here on can no longer be taken back by a power cut.
         storage.flush()?;
-        let mut superblock = layout::read_superblock(storage)?;
+        let (mut superblock, newest_in) = layout::read_superblock(storage)?;
         let features = superblock.features_read_only.get();
         if features != 0 {
             // Others may read such a cache, but not write to it.
@@ -192,7 +192,6 @@ impl Engine {
         rebuild.replay(&mut scanner, &mut found, &facts, config.accept_loss)?;
         rebuild.refuse_dirty_read_only()?;
         rebuild.refuse_owed_origins(&table, options)?;
-        rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
         let voids = rebuild.void_other_names(&mut table, options);
         if voids || table.next_layer != next_layer || !found_table.copies_agree {
             layout::write_export_table(storage, &mut table, table_slot)?;
@@ -206,7 +205,9 @@ impl Engine {
         superblock.tail = U64::new(facts.tail.min(rebuild.expected));
         superblock.watermarks = facts.watermarks.map(U64::new);
         superblock.accept_losses(&rebuild.losses, facts.tail);
-        layout::write_superblocks(storage, &mut superblock)?;
+        layout::write_superblocks(storage, &mut superblock, newest_in)?;
+        // A footer ends its segment where this start says that it ends, so that comes first.
+        rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
         Ok(rebuild.into_engine(&superblock, reserve, plan, config, now))
     }
 }

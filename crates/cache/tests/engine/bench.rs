@@ -26,6 +26,8 @@ pub struct Disk {
     pub bytes: Vec<u8>,
     /// What a power cut leaves, where a test asks for it: all that was flushed and nothing else.
     pub flushed: Option<Vec<u8>>,
+    /// How many more writes and flushes it takes, if that is limited.
+    pub changes_left: Option<u64>,
 }
 
 impl Storage for Disk {
@@ -42,11 +44,13 @@ impl Storage for Disk {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.change()?;
         self.bytes[offset as usize..][..bytes.len()].copy_from_slice(bytes);
         Ok(())
     }
 
     fn flush(&mut self) -> Result<(), StorageError> {
+        self.change()?;
         if let Some(flushed) = &mut self.flushed {
             flushed.clone_from(&self.bytes);
         }
@@ -55,6 +59,14 @@ impl Storage for Disk {
 }
 
 impl Disk {
+    fn change(&mut self) -> Result<(), StorageError> {
+        let Some(left) = &mut self.changes_left else { return Ok(()) };
+        let source = std::io::Error::other("the power is gone");
+        let failed = StorageError { operation: "write", offset: 0, source };
+        *left = left.checked_sub(1).ok_or(failed)?;
+        Ok(())
+    }
+
     /// Where the blocks lie that hold nothing but this byte.
     pub fn blocks_of(&self, byte: u8) -> Vec<usize> {
         let start = SEGMENTS_OFFSET as usize;
@@ -179,7 +191,7 @@ impl Bench {
         tier_blocks: u64,
     ) -> Self {
         let device_bytes = SEGMENTS_OFFSET + segments * SEGMENT_BYTES_MIN;
-        let mut disk = Disk { bytes: vec![0; device_bytes as usize], flushed: None };
+        let mut disk = Disk { bytes: vec![0; device_bytes as usize], ..Disk::default() };
         let options = FormatOptions {
             uuid: [7; 16],
             secret: *b"sixteen secrets!",

@@ -2,6 +2,7 @@
 
 use crate::bench::Bench;
 use ringfence_cache::counters::{Counter, ExportCounter};
+use ringfence_cache::format::Superblock;
 use ringfence_cache::limits::{
     SEGMENT_BYTES_MIN, SEGMENTS_OFFSET, SUPERBLOCK_OFFSETS, WRITE_BLOCKS_MAX, footer_bytes,
 };
@@ -56,6 +57,38 @@ fn a_long_write_lost_in_the_midst_of_a_segment_is_not_taken_for_its_end() {
     is_refused(&mut bench, 2);
     assert_eq!(bench.read(0, 1), [Some(1)], "what came before is there");
     assert_eq!(bench.read(256, 1), [Some(0xee)], "what was lost is the origin's");
+}
+
+/// A start that accepts a loss and is cut short has accepted nothing before a superblock says so.
+#[test]
+fn a_loss_is_accepted_as_soon_as_a_superblock_says_so() {
+    let newest_life = |bench: &Bench| {
+        let copies = SUPERBLOCK_OFFSETS.map(|offset| {
+            let block = bench.disk.bytes[offset as usize..][..BLOCK_BYTES].try_into();
+            Superblock::parse(block.expect("a block")).expect("intact").incarnation.get()
+        });
+        copies.into_iter().max()
+    };
+    for cut in 0.. {
+        let (mut bench, start) = written();
+        let life = newest_life(&bench);
+        lose(&mut bench, start + 2 * BLOCK_BYTES, WRITE_BLOCKS_MAX as usize - 2);
+        bench.config.accept_loss = true;
+        bench.disk.changes_left = Some(cut);
+        let is_whole = bench.try_restart().is_ok();
+        bench.disk.changes_left = None;
+        bench.config.accept_loss = false;
+        let is_accepted = newest_life(&bench) > life;
+        match bench.try_restart() {
+            Err(OpenError::DurableDamaged { first: 2, .. }) => assert!(!is_accepted, "{cut}"),
+            Err(other) => panic!("{other}"),
+            Ok(_) => assert!(is_accepted, "gone without a word, after {cut} changes"),
+        }
+        if is_whole {
+            assert!(is_accepted && cut > 5, "{cut}");
+            return;
+        }
+    }
 }
 
 /// Behind an accepted loss the log ends like any other: what a power cut took, and nobody knew to

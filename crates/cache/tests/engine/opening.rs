@@ -116,18 +116,42 @@ fn dirty() -> Bench {
 }
 
 #[test]
-fn a_flush_comes_first_and_the_new_life_last_in_one_superblock_after_the_other() {
+fn a_flush_comes_first_and_footers_last_behind_one_superblock_after_the_other() {
     let mut bench = dirty();
     let mut watched = Watched::new(&bench.disk);
     bench.open_on(&mut watched).expect("an open cache");
     assert_eq!(watched.done[0], Operation::Flush, "rule 1");
     let [first, second] = SUPERBLOCK_OFFSETS.map(Operation::Write);
-    let last = &watched.done[watched.done.len() - 4..];
+    let footer =
+        Operation::Write(SEGMENTS_OFFSET + SEGMENT_BYTES_MIN - footer_bytes(SEGMENT_BYTES_MIN));
+    let last = &watched.done[watched.done.len() - 6..];
+    let flush = Operation::Flush;
     let orders = [
-        [first, Operation::Flush, second, Operation::Flush],
-        [second, Operation::Flush, first, Operation::Flush],
+        [first, flush, second, flush, footer, flush],
+        [second, flush, first, flush, footer, flush],
     ];
     assert!(orders.iter().any(|order| order == last), "rule 5: {last:?}");
+}
+
+/// The newest superblock is the only one with the last tail and watermarks where there was no room
+/// for a record that carries them.
+#[test]
+fn the_newest_superblock_stays_until_the_other_one_is_written() {
+    let bench = dirty();
+    for newest in 0..2 {
+        let mut disk = bench.disk.clone();
+        // The other copy is of an earlier life.
+        let other = SUPERBLOCK_OFFSETS[1 - newest] as usize;
+        disk.bytes[other..other + BLOCK_BYTES].fill(0);
+        let mut watched = Watched::new(&disk);
+        let mut bench = dirty();
+        bench.open_on(&mut watched).expect("an open cache");
+        let at = |copy: usize| {
+            let write = Operation::Write(SUPERBLOCK_OFFSETS[copy]);
+            watched.done.iter().position(|operation| *operation == write)
+        };
+        assert!(at(1 - newest) < at(newest), "{:?}", watched.done);
+    }
 }
 
 /// Seven steps of 257 blocks fill two segments and a third of another one.
