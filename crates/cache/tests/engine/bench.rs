@@ -155,6 +155,7 @@ pub struct Bench {
     /// What a power cut had left when the last control was answered.
     flushed_then: Option<Vec<u8>>,
     next_ticket: u32,
+    ios_ended: u64,
 }
 
 /// The smallest reserve for so many exports, and `more_bytes` for images of segments.
@@ -236,6 +237,7 @@ impl Bench {
             controls: BTreeMap::new(),
             flushed_then: None,
             next_ticket: 0,
+            ios_ended: 0,
             config: Config { requests_max: TICKETS, ..Config::default() },
         };
         bench.restart();
@@ -459,6 +461,25 @@ impl Bench {
         }
     }
 
+    /// Lets time pass as the ring does, without a turn that nobody asks for: the next one comes when
+    /// an I/O has ended, or when it is due.
+    pub fn idle(&mut self, ns: u64) {
+        let until_ns = self.now_ns + ns;
+        for _ in 0..100_000 {
+            let before = self.ios_ended;
+            self.turn();
+            if self.ios_ended > before || self.is_turn_due() {
+                continue;
+            }
+            let due_ns = self.engine().deadline_ns().unwrap_or(u64::MAX);
+            self.now_ns = due_ns.min(until_ns);
+            if due_ns > until_ns {
+                return;
+            }
+        }
+        panic!("it spins");
+    }
+
     /// The origin answers what it was asked.
     pub fn release_origin_reads(&mut self) {
         self.faults.hold_origin_reads = false;
@@ -528,6 +549,7 @@ impl Bench {
 
     fn end_ios(&mut self, done: Vec<(IoId, Result<(), IoError>)>) {
         for (io, result) in done {
+            self.ios_ended += 1;
             self.step(Event::IoDone { io, result });
         }
     }

@@ -108,6 +108,23 @@ fn what_cannot_be_read_now_may_be_read_later() {
     assert_eq!(bench.counter(ExportCounter::Damaged), 0);
 }
 
+/// What may be readable later is not tried again once the cache stops, however long that takes.
+#[test]
+fn a_stop_does_not_wait_for_what_may_be_readable_later() {
+    let mut bench = dirty(STRICT);
+    bench.restart();
+    bench.faults.unreadable = bench.disk.blocks_of(4);
+    bench.pass(1_000_000_000);
+    assert_eq!(bench.counter(ExportCounter::Damaged), 1);
+    bench.faults.hold_device_writes = true;
+    bench.write_block(20, 20);
+    assert_eq!(bench.control(Control::Stop), None, "its last record is on its way");
+    bench.idle(60_000_000_000);
+    bench.faults.hold_device_writes = false;
+    bench.release_device_writes();
+    bench.idle(1_000_000_000);
+}
+
 /// What may be readable later keeps destage trying. What the origin is given again with each try
 /// is no progress that a write could wait for.
 #[test]

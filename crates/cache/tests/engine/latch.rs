@@ -61,6 +61,28 @@ fn relaxed_destage_goes_on_to_what_was_durable_and_no_further() {
     assert_eq!(bench.engine().deadline_ns(), None);
 }
 
+/// It is more than a round, and nobody asks for anything meanwhile.
+#[test]
+fn relaxed_destage_goes_on_round_after_round() {
+    const MIB: u64 = 1 << 20;
+    let mut bench = Bench::new(&[(Mode::Writeback, Order::Relaxed)]);
+    bench.faults.origin_writes = true;
+    for step in 0..18 {
+        bench.write(0, step % 7 * MIB, MIB, step as u8 + 1).expect("written");
+    }
+    bench.flush().expect("flushed");
+    bench.faults.device_writes = true;
+    bench.write_block(20, 99);
+    assert_eq!(bench.flush(), Err(RequestError::Io));
+    bench.faults.origin_writes = false;
+    bench.idle(60_000_000_000);
+    let newest = (11..18).map(|step| (step % 7 * 256 + 100, step as u8 + 1));
+    for (block, byte) in newest {
+        assert_eq!(bench.origin(0, block), byte, "block {block}");
+    }
+    assert_eq!(bench.engine().deadline_ns(), None);
+}
+
 #[test]
 fn an_origin_that_is_away_is_waited_for() {
     let mut bench = latched(Order::Strict);

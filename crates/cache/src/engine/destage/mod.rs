@@ -326,6 +326,9 @@ impl Engine {
 
     /// When destage is due even if nothing happens.
     pub(super) fn destage_deadline_ns(&self) -> Option<u64> {
+        if self.stopping {
+            return None;
+        }
         let due = |slot: ExportSlot| {
             let export = self.exports.get(slot);
             if !export.is_dirty() || !export.configured || export.destaging {
@@ -335,7 +338,8 @@ impl Engine {
             if self.latched && !(has_durable && self.may_destage_latched(slot)) {
                 return None;
             }
-            if export.damaged && export.tries_again {
+            let is_wanted = export.destage_target > export.watermark;
+            if is_wanted && export.damaged && export.tries_again {
                 return Some(export.damage_retry_at_ns.max(export.origin.retry_at_ns));
             }
             if !export.origin.may_be_asked(self.now.monotonic_ns) {
@@ -345,7 +349,7 @@ impl Engine {
             let idle = self.last_request_ns.saturating_add(self.config.destage_idle_ns);
             let epoch = export.epoch_deadline_ns(self.config.destage_age_ns).unwrap_or(u64::MAX);
             // What is on its way already waits for completions, not for time.
-            (export.destage_target <= export.watermark).then_some(aged.min(idle).min(epoch))
+            (!is_wanted).then_some(aged.min(idle).min(epoch))
         };
         self.exports.in_use().filter_map(due).min()
     }
@@ -494,11 +498,9 @@ impl Engine {
 
     fn persist_watermark(&mut self, index: usize) {
         let slot = self.destagers[index].export;
-        if self.latched {
-            return self.release_destager(index);
-        }
         let export = self.exports.get(slot);
-        if !export.watermark_is_durable(self.log.durable()) {
+        // After the cache device has failed it never will be.
+        if !self.latched && !export.watermark_is_durable(self.log.durable()) {
             self.log.want_record(export.watermark_record());
             if !canary::breaks(19) {
                 return;
@@ -508,7 +510,8 @@ impl Engine {
             && !export.destage_void
             && export.destage_target > export.watermark
             && export.is_dirty()
-            && self.log.durable() > export.watermark;
+            && self.log.durable() > export.watermark
+            && (!self.latched || self.may_destage_latched(slot));
         if more {
             self.begin_round(index);
             self.destagers[index].phase = Phase::Planning;
