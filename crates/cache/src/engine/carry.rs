@@ -6,7 +6,7 @@
 
 use super::carried::{Carried, CarriedKey};
 use super::log::Privilege;
-use super::reclaim::{BATCH_BLOCKS, Survivor};
+use super::reclaim::{Again, BATCH_BLOCKS, Survivor};
 use super::{Engine, blocks_of};
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::geometry::LogAddress;
@@ -117,7 +117,7 @@ impl Engine {
     pub(super) fn append_carried(&mut self) {
         if self.reclaim.survivors.iter().any(|survivor| survivor.unread) {
             // There is no other copy: what could not be read now is not given up.
-            return self.rewind_reclaim();
+            return self.rewind_reclaim(&Again::Unread);
         }
         let mut first = 0;
         while first < self.reclaim.survivors.len() {
@@ -125,11 +125,11 @@ impl Engine {
             let run = self.carried_run(first);
             // While it was read the origin may have come back and taken it.
             let is_dirty = survivor.version > self.exports.get(survivor.export).watermark.0;
-            let room = is_dirty
-                && self.may_carry(survivor.export)
-                && self.ensure_room(1, run, Privilege::Carried).is_ok();
-            if !room {
-                return self.rewind_reclaim();
+            if !is_dirty || !self.may_carry(survivor.export) {
+                return self.rewind_reclaim(&Again::Changed);
+            }
+            if self.ensure_room(1, run, Privilege::Carried).is_err() {
+                return self.rewind_reclaim(&Again::NoRoom);
             }
             self.append_carried_run(first, run);
             first += run as usize;
@@ -215,7 +215,7 @@ impl Engine {
         let key = CarriedKey { export: slot, version: Sequence(version), ordinal, block: first };
         if !entry.flags().contains(EntryFlags::INDEX_ONLY) && !self.was_carried(key) {
             if self.ensure_room(1, 0, Privilege::Carried).is_err() {
-                self.rewind_reclaim();
+                self.rewind_reclaim(&Again::NoRoom);
                 return false;
             }
             let flags = hole.and(EntryFlags::SUPERSEDED);
@@ -251,7 +251,7 @@ impl Engine {
                 self.index.run_of(slot, block, first + count, old);
             if is_wanted {
                 if self.ensure_room(1, 0, Privilege::Carried).is_err() {
-                    self.rewind_reclaim();
+                    self.rewind_reclaim(&Again::NoRoom);
                     return false;
                 }
                 let (_, new_header) = self.log.open();

@@ -62,7 +62,7 @@ pub struct Reclaim {
     segment_use: u64,
     summary_bytes: u32,
     loading: Option<SummaryLoad>,
-    /// What the segment holds could not be told: when that is tried again.
+    /// Something of the segment could not be read: when that is tried again.
     retry_at_ns: Option<u64>,
     at: usize,
     pub(super) entry: usize,
@@ -83,8 +83,19 @@ pub struct Reclaim {
     blocked_by: u64,
     /// Whether destage has changed what may be carried.
     pub(super) look_again: bool,
-    /// The segment has not been looked through, and only the turn is over.
-    goes_on: bool,
+    /// The next turn is due at once: the segment has not been looked through, and only this turn is
+    /// over; or writes can have the room that was made.
+    pub(super) goes_on: bool,
+}
+
+/// Why a segment is looked at again from its start.
+pub(super) enum Again {
+    /// What it holds may be treated otherwise now.
+    Changed,
+    /// There is no room for it: an I/O has to end.
+    NoRoom,
+    /// Something could not be read.
+    Unread,
 }
 
 impl Reclaim {
@@ -141,13 +152,14 @@ impl Engine {
 
     /// Starts and continues reclaiming while segments are short.
     pub(super) fn run_reclaim(&mut self) {
-        self.reclaim.goes_on = false;
         // After a stop nothing is appended any more.
         if self.latched || self.stopping {
             return;
         }
         let mut budget = BLOCKS_PER_TURN;
         self.reclaim.paused = false;
+        let now_ns = self.now.monotonic_ns;
+        self.reclaim.retry_at_ns = self.reclaim.retry_at_ns.filter(|at_ns| now_ns < *at_ns);
         loop {
             let before = (self.reclaim.phase, self.reclaim.segment_use);
             match self.reclaim.phase {
@@ -164,17 +176,14 @@ impl Engine {
                 break;
             }
         }
-        self.reclaim.goes_on =
+        self.reclaim.goes_on |=
             budget == 0 && self.reclaim.phase == Phase::Scanning && !self.reclaim.paused;
     }
 
     fn start_reclaim(&mut self) {
         let segment_use = self.log.oldest_use;
-        if self.reclaim.retry_at_ns.is_some_and(|at| self.now.monotonic_ns < at) {
-            return;
-        }
-        self.reclaim.retry_at_ns = None;
-        if self.log.segments_free() >= self.segments_free_wanted()
+        if self.reclaim.retry_at_ns.is_some()
+            || self.log.segments_free() >= self.segments_free_wanted()
             || segment_use >= self.log.open_use()
             || !self.log.has_footer(segment_use)
             || self.ios.free() == 0
@@ -336,8 +345,15 @@ impl Engine {
         self.reclaim.blocked_by |= slot.bit();
     }
 
-    /// Looks at the segment again from its start, in the next turn.
-    pub(super) fn rewind_reclaim(&mut self) {
+    /// Looks at the segment again from its start, in the next turn; says when that is due.
+    pub(super) fn rewind_reclaim(&mut self, again: &Again) {
+        match again {
+            Again::Changed => self.reclaim.goes_on = true,
+            Again::NoRoom => {}
+            Again::Unread => {
+                self.reclaim.retry_at_ns = Some(self.now.monotonic_ns + DAMAGE_RETRY_NS);
+            }
+        }
         self.reclaim.paused = true;
         self.reclaim.at = 0;
         self.reclaim.entry = 0;
@@ -492,5 +508,8 @@ impl Engine {
         self.admission.log_wrapped();
         self.counters.add(Counter::SegmentsReclaimed, 1);
         self.reclaim.phase = Phase::Idle;
+        self.reclaim.retry_at_ns = None;
+        self.reclaim.goes_on |=
+            self.exports.in_use().any(|slot| !self.exports.get(slot).room_waiters.is_empty());
     }
 }

@@ -205,6 +205,7 @@ impl Engine {
         self.run_fetch_waiters();
         self.run_room_waiters();
         self.run_fetches();
+        self.reclaim.goes_on = false;
         self.run_reclaim();
         self.run_destage();
         if std::mem::take(&mut self.reclaim.look_again) {

@@ -11,10 +11,14 @@ use super::Engine;
 use super::api::IoError;
 use super::tables::IoOwner;
 use crate::counters::Counter;
-use crate::format::{Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET};
+use crate::format::{
+    Footer, FooterBuilder, HeaderExpectation, RecordHeader, SUMMARY_OFFSET, SummaryReader,
+};
+use crate::geometry::LogAddress;
 use crate::limits::BLOCK_BYTES_U32;
 use crate::units::{BLOCK_BYTES, Buffer, Sequence};
 use zerocopy::FromBytes;
+use zerocopy::little_endian::U32;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
@@ -134,7 +138,30 @@ impl Engine {
             return false;
         }
         let summary = &bytes[SUMMARY_OFFSET..SUMMARY_OFFSET + length as usize];
-        footer.check_summary(summary, geometry.payload_blocks).is_ok()
+        if footer.check_summary(summary, geometry.payload_blocks).is_err() {
+            return false;
+        }
+        // Of a use that was accepted as lost there may be an older footer.
+        let mut reader = SummaryReader::new(summary);
+        while let Some((record, _, sums)) = reader.next() {
+            let header = geometry.address(load.segment_use, record.offset_blocks.get());
+            if !self.payload_is_known(header, Sequence(record.sequence.get()), sums) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether these are the checksums of a record's payload.
+    fn payload_is_known(&self, header: LogAddress, sequence: Sequence, sums: &[U32]) -> bool {
+        let geometry = self.log.geometry;
+        let segment_use = geometry.segment_use(header);
+        // What lies before the tail was not looked at when the cache was opened.
+        sequence < self.log.segments[geometry.segment(segment_use)].sequence_first
+            || sums
+                .iter()
+                .zip(1..)
+                .all(|(sum, block)| self.log.checksum(header.plus(block)) == sum.get())
     }
 
     /// Adds the header that was read to the summary, if it is the one that must be there: of the
@@ -167,10 +194,8 @@ impl Engine {
         let blocks = u32::from(header.payload_blocks.get());
         let bytes =
             FooterBuilder::record_bytes(header.entry_count.get().into(), blocks as usize) as u32;
-        // What lies before the tail was not looked at when the cache was opened.
-        let is_known = Sequence(sequence) < info.sequence_first
-            || (header.payload_checksums().iter().zip(1..))
-                .all(|(sum, block)| self.log.checksum(address.plus(block)) == sum.get());
+        let sums = header.payload_checksums();
+        let is_known = self.payload_is_known(address, Sequence(sequence), sums);
         let is_last = end + bytes == SUMMARY_OFFSET as u32 + info.summary_bytes;
         let is_the_one = header.segment_use.get() == load.segment_use
             && expected.is_none_or(|expected| expected == (life, sequence))

@@ -155,7 +155,8 @@ pub struct Bench {
     /// What a power cut had left when the last control was answered.
     flushed_then: Option<Vec<u8>>,
     next_ticket: u32,
-    ios_ended: u64,
+    /// Whether the engine was told of something since its last turn.
+    has_arrived: bool,
 }
 
 /// The smallest reserve for so many exports, and `more_bytes` for images of segments.
@@ -237,7 +238,7 @@ impl Bench {
             controls: BTreeMap::new(),
             flushed_then: None,
             next_ticket: 0,
-            ios_ended: 0,
+            has_arrived: false,
             config: Config { requests_max: TICKETS, ..Config::default() },
         };
         bench.restart();
@@ -299,6 +300,7 @@ impl Bench {
 
     fn step(&mut self, event: Event) {
         let now = self.now();
+        self.has_arrived = !matches!(event, Event::EndOfTurn);
         self.engine().step(event, now);
         let mut done = Vec::new();
         while let Some(effect) = self.engine().next_effect() {
@@ -462,13 +464,12 @@ impl Bench {
     }
 
     /// Lets time pass as the ring does, without a turn that nobody asks for: the next one comes when
-    /// an I/O has ended, or when it is due.
+    /// something has arrived, or when it is due.
     pub fn idle(&mut self, ns: u64) {
         let until_ns = self.now_ns + ns;
         for _ in 0..100_000 {
-            let before = self.ios_ended;
-            self.turn();
-            if self.ios_ended > before || self.is_turn_due() {
+            if self.has_arrived || self.is_turn_due() {
+                self.turn();
                 continue;
             }
             let due_ns = self.engine().deadline_ns().unwrap_or(u64::MAX);
@@ -549,7 +550,6 @@ impl Bench {
 
     fn end_ios(&mut self, done: Vec<(IoId, Result<(), IoError>)>) {
         for (io, result) in done {
-            self.ios_ended += 1;
             self.step(Event::IoDone { io, result });
         }
     }

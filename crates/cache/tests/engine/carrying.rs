@@ -247,3 +247,32 @@ fn a_damaged_copy_stands_for_its_original_and_for_nothing_else() {
         assert_eq!(bench.read(1, 2), [None, Some(7)], "{order:?}");
     }
 }
+
+/// Whoever waits for the room gets it once what is in the way can be read, though nothing else
+/// happens then.
+#[test]
+fn what_is_to_be_carried_and_cannot_be_read_is_tried_again() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    bench.options[1].wait_ns_max = 20 * SECOND;
+    bench.write_block(2, 7);
+    bench.faults.origin_writes_of = Some(0);
+    bench.flush().expect("flushed");
+    // Its export is not served any more.
+    let absent = bench.options.remove(0);
+    bench.restart();
+    bench.faults.unreadable = bench.disk.blocks_of(7);
+    let waiting = (0..100).find_map(|at| {
+        let ticket = bench.begin_write_to(1, at % 7 * MIB, MIB, 9);
+        bench.idle(SECOND);
+        bench.answer(ticket).is_none().then_some(ticket)
+    });
+    let waiting = waiting.expect("what cannot be read is in the way");
+    bench.idle(6 * SECOND);
+    bench.faults.unreadable.clear();
+    bench.idle(10 * SECOND);
+    assert!(bench.answer(waiting).is_some_and(|answer| answer.result.is_ok()));
+    bench.options.insert(0, absent);
+    bench.faults.origin_writes_of = None;
+    bench.restart();
+    assert_eq!(bench.read(2, 1), [Some(7)]);
+}

@@ -20,10 +20,16 @@ enum Fault {
     FooterUnreadable,
     FooterDamaged,
     FooterOfAnother,
+    FooterOfSameUse,
 }
 
-const HEALED: [Fault; 4] =
-    [Fault::FailsOnce, Fault::FooterUnreadable, Fault::FooterDamaged, Fault::FooterOfAnother];
+const HEALED: [Fault; 5] = [
+    Fault::FailsOnce,
+    Fault::FooterUnreadable,
+    Fault::FooterDamaged,
+    Fault::FooterOfAnother,
+    Fault::FooterOfSameUse,
+];
 
 impl Fault {
     fn apply(self, bench: &mut Bench) {
@@ -36,15 +42,27 @@ impl Fault {
                 let length = footer_bytes(SEGMENT_BYTES_MIN) as usize;
                 bench.disk.bytes.copy_within(other..other + length, FOOTER);
             }
+            // What an earlier life had written there was accepted as lost.
+            Self::FooterOfSameUse => {
+                let other = dirty_from([6, 5, 4, 3, 2, 1, 0]);
+                let length = footer_bytes(SEGMENT_BYTES_MIN) as usize;
+                let footer = &other.disk.bytes[FOOTER..FOOTER + length];
+                bench.disk.bytes[FOOTER..FOOTER + length].copy_from_slice(footer);
+            }
         }
     }
 }
 
 /// Seven steps of bytes 1, 2 …, an epoch each, three in a segment, on the device only.
 fn dirty() -> Bench {
+    dirty_from([0, 1, 2, 3, 4, 5, 6])
+}
+
+/// The same, in another order.
+fn dirty_from(steps: [u64; 7]) -> Bench {
     let mut bench = Bench::new(&[STRICT, STRICT]);
     bench.faults.origin_writes_of = Some(0);
-    for step in 0..7 {
+    for step in steps {
         bench.write(0, step * MIB, MIB, step as u8 + 1).expect("written");
         bench.flush().expect("flushed");
     }

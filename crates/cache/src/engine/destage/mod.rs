@@ -424,12 +424,16 @@ impl Engine {
     /// once nothing of it is with the origin any more.
     fn release_void_destager(&mut self, index: usize) {
         let destager = &self.destagers[index];
+        let slot = destager.export;
         let is_writing = matches!(destager.phase, Phase::Writing | Phase::Zeroing);
-        let is_void = self.exports.get(destager.export).destage_void;
+        let is_void = self.exports.get(slot).destage_void;
         if is_void && is_writing && destager.outstanding == 0 {
             match self.destagers[index].error {
                 Some(error) => self.fail_destage(index, error, true),
-                None => self.release_destager(index),
+                None => {
+                    self.exports.get_mut(slot).note_destage_failed();
+                    self.release_destager(index);
+                }
             }
         }
     }
@@ -524,8 +528,8 @@ impl Engine {
     /// after a while (rule 20).
     fn fail_destage(&mut self, index: usize, error: IoError, is_origin: bool) {
         let slot = self.destagers[index].export;
+        self.exports.get_mut(slot).note_destage_failed();
         if is_origin {
-            self.exports.get_mut(slot).note_destage_failed();
             self.origin_failed(slot, error);
         } else {
             self.exports.get_mut(slot).origin.rest(self.now.monotonic_ns);
