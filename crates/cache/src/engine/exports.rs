@@ -172,7 +172,8 @@ impl Export {
         if sequence >= self.damaged_up_to {
             self.damaged = false;
         }
-        self.watermark_end = end;
+        // Where everything was clean, it lies behind what the watermark has passed since.
+        self.watermark_end = self.watermark_end.max(end);
         self.watermark_cursor = cursor;
         if !self.is_dirty() {
             self.dirty = DirtyAccount::default();

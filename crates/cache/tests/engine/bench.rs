@@ -463,8 +463,8 @@ impl Bench {
         }
     }
 
-    /// Lets time pass as the ring does, without a turn that nobody asks for: the next one comes when
-    /// something has arrived, or when it is due.
+    /// Lets time pass as the ring does, without a turn that nobody asks for: the next one comes
+    /// when something has arrived, or when it is due.
     pub fn idle(&mut self, ns: u64) {
         let until_ns = self.now_ns + ns;
         for _ in 0..100_000 {

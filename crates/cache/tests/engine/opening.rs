@@ -414,6 +414,34 @@ fn an_export_that_gets_its_name_back_shows_nothing_of_before() {
     }
 }
 
+/// A start under another name was cut short, and then the log lost its end: numbers that were void
+/// are used again.
+#[test]
+fn a_name_that_was_not_given_makes_nothing_void_that_comes_later() {
+    let mut bench = dirty();
+    let known = bench.options[0].clone();
+    let before = bench.disk.clone();
+    for block in 10..15 {
+        bench.write_block(block, 9);
+        bench.flush().expect("flushed");
+    }
+    assert_eq!(bench.control(Control::Drain(None)), Some(Ok(())));
+    bench.options =
+        vec![ExportOptions { name: "renamed".to_owned(), uuid: [9; 16], ..known.clone() }];
+    // The flush of the start, and both slots of the table, each with its flush.
+    let mut cut = Watched { changes_left: 5, ..Watched::new(&bench.disk) };
+    bench.open_on(&mut cut).expect_err("the power is gone");
+    let tables = EXPORT_TABLE_OFFSETS[0] as usize..SEGMENTS_OFFSET as usize;
+    bench.disk = before;
+    bench.disk.bytes[tables.clone()].copy_from_slice(&cut.disk.bytes[tables]);
+    bench.options = vec![known];
+    bench.restart();
+    bench.write_block(3, 60);
+    bench.flush().expect("flushed");
+    bench.restart();
+    assert_eq!(bench.read(3, 1), [Some(60)]);
+}
+
 /// Zeroes take no room in the log, nor in the index.
 #[test]
 fn an_export_that_gets_its_name_back_shows_no_zeroes_of_before() {

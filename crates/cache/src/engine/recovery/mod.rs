@@ -1,6 +1,8 @@
 //! Recovery: from what is on the device to an engine that serves. Clean and unclean restarts take
 //! the same way (rule 7), and a crash during recovery is a crash like any other.
 
+mod new_life;
+
 use super::carried::{Carried, CarriedKey, CarriedTable};
 use super::control::CONTROLS_MAX;
 use super::destage::Destager;
@@ -19,8 +21,8 @@ use crate::counters::{Counter, Counters, ExportCounter};
 use crate::error::OpenError;
 use crate::facts::LogFacts;
 use crate::format::{
-    Entry, EntryFlags, EntryKind, ExportTable, Footer, FooterBuilder, SUMMARY_OFFSET,
-    SummaryReader, SummaryRecord, Superblock, incarnation_nonce,
+    Entry, EntryFlags, EntryKind, ExportTable, SummaryReader, SummaryRecord, Superblock,
+    incarnation_nonce,
 };
 use crate::geometry::{Geometry, LogAddress};
 use crate::index::{Index, IndexEntry};
@@ -37,8 +39,7 @@ use crate::storage::Storage;
 use crate::tier::MemoryTier;
 use crate::units::{BLOCK_BYTES_U64, ExportSlot, LayerId, Now, Sequence};
 use std::sync::Arc;
-use zerocopy::FromZeros;
-use zerocopy::little_endian::{U32, U64};
+use zerocopy::little_endian::U32;
 
 /// Leaves that are always worth having: 16 MiB of memory.
 const LEAVES_MIN: u64 = 4096;
@@ -197,14 +198,7 @@ impl Engine {
             layout::write_export_table(storage, &mut table, table_slot)?;
         }
         // Rule 5: the new life is durable in both copies before its first record.
-        superblock.incarnation = U64::new(facts.incarnation() + 1);
-        superblock.revision = U64::ZERO;
-        superblock.first_sequence = U64::new(rebuild.expected);
-        superblock.first_use = U64::new(rebuild.next_use);
-        superblock.durable = U64::new(rebuild.expected.saturating_sub(1));
-        superblock.tail = U64::new(facts.tail.min(rebuild.expected));
-        superblock.watermarks = facts.watermarks.map(U64::new);
-        superblock.accept_losses(&rebuild.losses, facts.tail);
+        rebuild.begin_life(&mut superblock, &facts);
         layout::write_superblocks(storage, &mut superblock, newest_in)?;
         // A footer ends its segment where this start says that it ends, so that comes first.
         rebuild.write_missing_footers(storage, &superblock, &found, &facts)?;
@@ -625,60 +619,6 @@ impl Rebuild {
                 make_room(&mut self.index, &|_| 1)?;
             }
         }
-        Ok(())
-    }
-
-    /// Origins that are about to be written to, but were cached under another name before: what the
-    /// cache holds of them under that name must not come back with it. Whether there was any.
-    fn void_other_names(&self, table: &mut ExportTable, options: &[ExportOptions]) -> bool {
-        let mut voids = false;
-        for (opened, option) in self.recovery.exports.iter().zip(options) {
-            for slot in self.exports.in_use().filter(|slot| *slot != opened.slot) {
-                let other = &mut table.exports[slot.index()];
-                // Not what the index has: it may have been too small for all of it.
-                let has_entries = self.has_entries & slot.bit() != 0;
-                if has_entries && option.origin.has_name(&other.origin()) {
-                    other.void_before = U64::new(self.expected);
-                    voids = true;
-                }
-            }
-        }
-        voids
-    }
-
-    /// Gives every segment without a footer one, so that from now on only the newest segments are
-    /// ever walked. What they say was read after a flush (rule 8).
-    fn write_missing_footers(
-        &self,
-        storage: &mut dyn Storage,
-        superblock: &Superblock,
-        found: &[FoundSegment],
-        facts: &LogFacts,
-    ) -> Result<(), OpenError> {
-        for segment in found.iter().filter(|segment| segment.sequence_last > 0) {
-            let Some(walked) = &segment.walked else { continue };
-            if walked.summary.is_empty() {
-                continue;
-            }
-            let mut room = vec![0; self.geometry.footer_bytes() as usize];
-            let end = SUMMARY_OFFSET + walked.summary.len();
-            room[SUMMARY_OFFSET..end].copy_from_slice(&walked.summary);
-            let mut fields = Footer::new_zeroed();
-            fields.cache_uuid = superblock.cache_uuid;
-            fields.incarnation = U64::new(segment.incarnation);
-            fields.first_sequence = U64::new(segment.first_sequence);
-            fields.segment_use = U64::new(segment.segment_use);
-            fields.sequence_first = U64::new(segment.sequence_first);
-            fields.sequence_last = U64::new(segment.sequence_last);
-            fields.durable = U64::new(segment.sequence_last);
-            fields.tail = U64::new(facts.tail);
-            fields.epochs = segment.epochs.map(U64::new);
-            fields.watermarks = facts.watermarks.map(U64::new);
-            let bytes = FooterBuilder::seal(&mut room, end, fields, &superblock.secret);
-            let address = self.geometry.address(segment.segment_use, self.geometry.payload_blocks);
-            storage.write(self.geometry.device_offset(address), &room[..bytes])?;
-        }
-        storage.flush()?;
         Ok(())
     }
 
