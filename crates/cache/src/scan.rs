@@ -298,7 +298,11 @@ impl<'a> Scanner<'a> {
     /// Decides what a segment holds.
     fn identify(&mut self, heads: Heads, facts: &mut LogFacts) -> FoundSegment {
         let Heads { segment, first, footer } = heads;
-        if let Some(footer) = &footer {
+        let says = |footer: &&Footer| {
+            // What was accepted as lost says nothing, either.
+            !self.superblock.accepts_loss_of(footer.sequence_last.get())
+        };
+        if let Some(footer) = footer.as_ref().filter(says) {
             let last = footer.sequence_last.get();
             let writer = writer_of_footer(footer);
             // It was written once all records of its segment were durable.
@@ -393,7 +397,9 @@ impl<'a> Scanner<'a> {
             if !is_next || end + bytes > room.len() {
                 break;
             }
-            if let Some(facts) = &mut facts {
+            if let Some(facts) = &mut facts
+                && !self.superblock.accepts_loss_of(next)
+            {
                 let (tail, durable) = (header.tail.get(), header.durable.get());
                 facts.note((writer, next), tail, durable, &header.watermarks);
             }

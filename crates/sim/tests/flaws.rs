@@ -15,6 +15,7 @@ fn scenario(seed: u64) -> Scenario {
     let mut scenario = Scenario::draw(seed);
     scenario.exports.truncate(1);
     scenario.lives_differ = false;
+    scenario.moods_change = false;
     let options = &mut scenario.exports[0].options;
     options.origin.size_bytes = options.origin.size_bytes.min(128 << 10);
     options.mode = Mode::Writeback;

@@ -70,7 +70,10 @@ pub fn check(storage: &mut dyn Storage) -> Result<Report, OpenError> {
     note_lost_superblocks(&superblock, &facts, &mut superblocks, &mut findings);
     let export_tables = check_export_tables(scanner.storage, &superblock, &table, &mut findings)?;
     note_losses(&survey, &found, geometry, &mut findings);
-    let mut records = RecordCheck::new(&mut scanner, &table, &survey, &facts, &mut findings);
+    let counting = found.iter().filter(|segment| segment.accepted.is_some());
+    let newest_writer = counting.map(|segment| segment.incarnation).max().unwrap_or(0);
+    let life = (&facts, newest_writer);
+    let mut records = RecordCheck::new(&mut scanner, &table, &survey, life, &mut findings);
     for segment in &mut found {
         records.segment(segment);
     }

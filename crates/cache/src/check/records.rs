@@ -65,6 +65,8 @@ pub(super) struct RecordCheck<'a, 'b> {
     table: &'a ExportTable,
     survey: &'a Survey,
     facts: &'a LogFacts,
+    /// The newest life that has records that count.
+    newest_writer: u64,
     findings: &'a mut Vec<Finding>,
     /// What the log is like so far.
     pub log: CheckedLog,
@@ -78,7 +80,7 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
         scanner: &'a mut Scanner<'b>,
         table: &'a ExportTable,
         survey: &'a Survey,
-        facts: &'a LogFacts,
+        (facts, newest_writer): (&'a LogFacts, u64),
         findings: &'a mut Vec<Finding>,
     ) -> Self {
         let log = CheckedLog {
@@ -90,7 +92,8 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
             ..CheckedLog::default()
         };
         let damaged = [[0; 2]; EXPORTS_MAX];
-        Self { scanner, table, survey, facts, findings, log, damaged, chunk: Vec::new() }
+        let chunk = Vec::new();
+        Self { scanner, table, survey, facts, newest_writer, findings, log, damaged, chunk }
     }
 
     fn offset(&self, segment_use: u64, at: u32) -> u64 {
@@ -158,22 +161,25 @@ impl<'a, 'b> RecordCheck<'a, 'b> {
     }
 
     /// A segment that was walked has no footer that is intact and of this use. That may be so for
-    /// the newest few of this life (rule 8); all others have got one.
+    /// the newest few of this life (rule 8). A start gives one to all others; where no record shows
+    /// that the last start came to its end, it may have been cut short before or while it did.
     fn missing_footer(&mut self, segment: &FoundSegment, footer: &[u8]) {
         let offset = self.offset(segment.segment_use, self.scanner.geometry.payload_blocks);
         let superblock = self.scanner.superblock;
         let newest = self.survey.next_use.saturating_sub(1);
-        let may_lack = segment.incarnation == self.facts.incarnation()
-            && segment.segment_use + SEGMENTS_WITHOUT_FOOTER_MAX as u64 >= newest;
+        let is_new = segment.segment_use + SEGMENTS_WITHOUT_FOOTER_MAX as u64 >= newest;
+        let may_lack = is_new && segment.incarnation == self.facts.incarnation();
+        let may_be_cut = is_new && segment.incarnation == self.newest_writer;
         let blocks = (0..footer.len() as u64).step_by(BLOCK_BYTES);
         let is_unreadable = blocks.clone().any(|at| self.scanner.is_unreadable(offset + at));
         let resembles = is_unreadable
             || segment.has_footer()
             || Footer::resembles(footer, &superblock.cache_uuid, segment.segment_use);
         let severity = match (may_lack, resembles) {
-            (false, _) => Severity::Damage,
-            (true, true) => Severity::Note,
             (true, false) => return,
+            (true, true) => Severity::Note,
+            _ if may_be_cut && !is_unreadable => Severity::Note,
+            _ => Severity::Damage,
         };
         let problem = match (is_unreadable, resembles) {
             (true, _) => "its footer cannot be read",

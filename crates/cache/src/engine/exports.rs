@@ -120,7 +120,7 @@ pub struct Export {
     /// The most that the origin has taken in one go since the watermark rose, in bytes.
     pub furthest_bytes: u64,
     /// How much of that it had taken when it failed for the last time.
-    pub failed_at_bytes: u64,
+    pub failed_at_bytes: Option<u64>,
     /// Reads and partial writes that wait for a free fetch, wait or I/O slot.
     pub fetch_waiters: TicketQueue,
     /// Partial writes that wait for a free merge slot.
@@ -270,7 +270,7 @@ impl Export {
             destage_void: false,
             progress_ns: 0,
             furthest_bytes: 0,
-            failed_at_bytes: 0,
+            failed_at_bytes: None,
             fetch_waiters: TicketQueue::default(),
             merge_waiters: TicketQueue::default(),
             room_waiters: TicketQueue::default(),
@@ -451,17 +451,17 @@ impl Export {
     /// Destage failed. Once may be chance; what is written again after that is no progress until
     /// it comes further.
     pub fn note_destage_failed(&mut self) {
-        if self.furthest_bytes > self.failed_at_bytes {
-            self.failed_at_bytes = self.furthest_bytes;
-        } else {
+        if self.failed_at_bytes.is_some_and(|bytes| self.furthest_bytes <= bytes) {
             self.origin.note_standstill();
+        } else {
+            self.failed_at_bytes = Some(self.furthest_bytes);
         }
     }
 
     /// The watermark has risen.
     pub fn note_watermark_risen(&mut self, now_ns: u64) {
         self.furthest_bytes = 0;
-        self.failed_at_bytes = 0;
+        self.failed_at_bytes = None;
         self.dirty_since_ns = now_ns;
         self.progress_ns = now_ns;
         self.origin.note_progress();

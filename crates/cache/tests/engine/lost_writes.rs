@@ -91,6 +91,41 @@ fn a_loss_is_accepted_as_soon_as_a_superblock_says_so() {
     }
 }
 
+/// What was accepted as lost does not move the tail either, should it come back: the originals of
+/// what it had carried count.
+#[test]
+fn what_was_accepted_as_lost_says_nothing_of_the_tail() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    // Nearly a segment: the last of the copies are in one that has no footer yet.
+    for byte in [5, 6, 7] {
+        bench.write(0, u64::from(byte - 5) * MIB, MIB, byte).expect("written");
+    }
+    bench.flush().expect("flushed");
+    let mut at = 0;
+    while bench.engine_counter(Counter::SegmentsReclaimed) == 0 {
+        bench.write(1, at % 56 * MIB / 8, MIB / 8, 9).expect("written");
+        bench.pass(1_000_000_000);
+        at += 1;
+    }
+    let copy = *bench.disk.blocks_of(7).last().expect("a copy");
+    let is_header = |at: &usize| bench.disk.bytes[at + 4..].starts_with(b"rfre");
+    let header = (0..copy).rev().filter(|at| at % BLOCK_BYTES == 0).find(is_header);
+    let header = header.expect("a record with the copy");
+    let kept = bench.disk.bytes[header..][..BLOCK_BYTES].to_vec();
+    lose(&mut bench, header, 1);
+    bench.config.accept_loss = true;
+    // The flush of the start, and both superblocks, each with its flush; but no footer.
+    bench.disk.changes_left = Some(5);
+    assert!(bench.try_restart().is_err());
+    bench.disk.changes_left = None;
+    bench.config.accept_loss = false;
+    bench.disk.bytes[header..][..BLOCK_BYTES].copy_from_slice(&kept);
+    let recovery = bench.try_restart().expect("an open cache");
+    assert_eq!(recovery.lost, None);
+    assert_eq!(bench.read(767, 1), [Some(7)]);
+}
+
 /// Behind an accepted loss the log ends like any other: what a power cut took, and nobody knew to
 /// be durable, is not a part of that loss.
 #[test]

@@ -10,7 +10,7 @@ use ringfence_cache::limits::{
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
     Command, Control, ExportOptions, ExportSlot, FormatOptions, Mode, OpenError, Order, ReadPiece,
-    RequestError, Storage, StorageError, check,
+    RequestError, Severity, Storage, StorageError, check,
 };
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
@@ -200,6 +200,9 @@ fn a_start_that_is_cut_short_anywhere_is_a_crash_like_any_other() {
         let mut watched = Watched { changes_left: cut, ..Watched::new(&bench.disk) };
         let failed = bench.open_on(&mut watched).expect_err("the power is gone");
         assert!(matches!(failed, OpenError::Storage(_)), "{failed:?}");
+        let damage = check(&mut watched).expect("a cache").findings;
+        let damage = damage.iter().filter(|finding| finding.severity == Severity::Damage);
+        assert_eq!(damage.count(), 0, "after {cut} changes");
         bench.disk = watched.disk;
         bench.restart();
         assert_eq!(bench.read(0, 8), expected, "rule 7, after {cut} changes");
