@@ -45,7 +45,8 @@ export function createActions(engine: Pick<NativeEngine, 'control'>): Actions {
   return {
     run: (action, slot) =>
       new Promise((resolve, reject) => {
-        if (waiting.size >= ACTIONS_MAX) {
+        // A resolve is answered at once, and may be what the others wait for.
+        if (action !== 'resolve' && waiting.size >= ACTIONS_MAX) {
           throw ringfenceError('RF_ACTIONS_TOO_MANY', [action, `${ACTIONS_MAX}`]);
         }
         const token = nextToken();

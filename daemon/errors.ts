@@ -187,6 +187,11 @@ export const ERRORS = {
     (path: string) =>
       `Another daemon answers on the control socket ${path}: stop it, or give another --control.`,
   ),
+  RF_OUTPUT: failed(
+    (reason: string) =>
+      `The command did its work, but what it says cannot be written (${reason}): ` +
+      'give it another place to write to.',
+  ),
   RF_CONTROL_LISTEN: failed(
     (path: string, reason: string) =>
       `The control socket ${path} cannot be used: ${reason}; give another --control.`,

@@ -24,16 +24,19 @@ const KNOWN: Readonly<Record<string, readonly [Level, string]>> = {
   ],
 };
 
-/** Makes the function that logs notices, each once. */
+/** Makes the function that logs notices: what lasts, and is found again and again, once. */
 export function createNoticeLog(
   log: Logger,
   exportName: (slot: number) => string | null,
 ): (notice: Notice) => void {
   const remembered = new Set<string>();
 
-  /** An origin goes down and up many times; a damaged block is damaged once. */
+  /**
+   * An origin goes down and up many times, and destaging may stand still many times, which the ring
+   * says once each; a damaged block is damaged once.
+   */
   function isRepeated({ notice, slot, detail }: Notice): boolean {
-    if (notice === 'origin_down' || notice === 'origin_up') return false;
+    if (['origin_down', 'origin_up', 'destage_damaged'].includes(notice)) return false;
     const key = `${notice} ${slot} ${detail}`;
     if (remembered.has(key)) return true;
     if (remembered.size >= REMEMBERED_MAX) remembered.clear();

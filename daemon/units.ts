@@ -52,6 +52,14 @@ export function formatSize(bytes: bigint): string {
   return `${bytes} bytes`;
 }
 
+/** Bytes in the largest unit that divides them: for sizes that are compared with each other. */
+export function formatExactSize(bytes: bigint): string {
+  const divides = (factor: bigint) => bytes >= factor && bytes % factor === 0n;
+  const units = ['TiB', 'GiB', 'MiB', 'KiB'] as const;
+  const unit = units.find((each) => divides(SIZE_FACTORS[each] ?? 1n));
+  return unit === undefined ? `${bytes} bytes` : `${bytes / (SIZE_FACTORS[unit] ?? 1n)} ${unit}`;
+}
+
 /**
  * Milliseconds in a text like `500ms`, `30s` or `5m`.
  *

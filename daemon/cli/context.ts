@@ -2,12 +2,15 @@
 
 import { createInterface } from 'node:readline/promises';
 import { loadNative } from '../addon.ts';
+import { codeOf } from '../errors.ts';
 import type { Native } from '../native.ts';
 
 /** The process around a command. */
 export interface Context {
   /** For results: standard output. */
   write(text: string): void;
+  /** Why results could not be written, once all are; null where they were, or nobody reads on. */
+  written?(): Promise<Error | null>;
   /** For everything else: standard error. */
   writeError(text: string): void;
   /** Asks the operator and gives the answer; null when there is nobody to answer. */
@@ -19,10 +22,17 @@ export interface Context {
 /** The real process. */
 export function processContext(): Context {
   // A reader that has gone away, such as `head`, must not end a daemon that has clients.
-  process.stdout.on('error', () => undefined);
+  let failure: Error | null = null;
+  process.stdout.on('error', (error) => {
+    if (codeOf(error) !== 'EPIPE') failure ??= error;
+  });
   process.stderr.on('error', () => undefined);
   return {
     write: (text) => void process.stdout.write(text),
+    written: async () => {
+      await new Promise((resolve) => process.stdout.write('', resolve));
+      return failure;
+    },
     writeError: (text) => void process.stderr.write(text),
     ask,
     native: loadNative,

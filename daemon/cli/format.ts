@@ -12,7 +12,7 @@ import {
 } from '../devices.ts';
 import { ringfenceError } from '../errors.ts';
 import type { CacheDescription, Native } from '../native.ts';
-import { formatSize, parseSizeBytes } from '../units.ts';
+import { formatExactSize, formatSize, parseSizeBytes } from '../units.ts';
 import type { Context } from './context.ts';
 import { parsedBy } from './options.ts';
 import { nativeReason } from './output.ts';
@@ -61,7 +61,8 @@ function parseSegmentBytes(text: string): bigint {
   const bytes = parseSizeBytes(text);
   const isPowerOfTwo = (bytes & (bytes - 1n)) === 0n;
   if (bytes >= least && bytes <= most && isPowerOfTwo) return bytes;
-  throw ringfenceError('RF_SEGMENT', [formatSize(bytes), formatSize(least), formatSize(most)]);
+  const sizes = [bytes, least, most].map(formatExactSize) as [string, string, string];
+  throw ringfenceError('RF_SEGMENT', sizes);
 }
 
 /** Before anybody is asked, and in a dry run too; the engine looks again. */
@@ -69,8 +70,8 @@ function refuseSmall({ path, sizeBytes }: Device, segmentBytes: bigint): void {
   const { SEGMENTS_OFFSET, SEGMENTS_MIN } = FORMAT_LIMITS;
   const neededBytes = SEGMENTS_OFFSET + SEGMENTS_MIN * segmentBytes;
   if (sizeBytes >= neededBytes) return;
-  const sizes = [sizeBytes, segmentBytes, neededBytes].map(formatSize) as [string, string, string];
-  throw ringfenceError('RF_DEVICE_SMALL', [path, ...sizes]);
+  const exact = [sizeBytes, segmentBytes, neededBytes].map(formatExactSize);
+  throw ringfenceError('RF_DEVICE_SMALL', [path, ...(exact as [string, string, string])]);
 }
 
 async function format(path: string, options: FormatOptions, context: Context): Promise<void> {

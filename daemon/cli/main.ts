@@ -2,7 +2,7 @@
 
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
-import { EXIT_REFUSED, toRingfenceError } from '../errors.ts';
+import { EXIT_REFUSED, reasonOf, ringfenceError, toRingfenceError } from '../errors.ts';
 import { addAttachCommand } from './attach.ts';
 import { addCheckCommand } from './check.ts';
 import { type Context, processContext } from './context.ts';
@@ -42,6 +42,9 @@ export function buildProgram(context: Context): Command {
   return program;
 }
 
+/** Verbs that stay until they are stopped. */
+const LASTING = new Set(['serve', 'attach']);
+
 /**
  * Runs the command with `process.argv` as it is.
  *
@@ -53,6 +56,10 @@ export async function main(
 ): Promise<number> {
   try {
     await buildProgram(context).parseAsync([...argv]);
+    const failure = (await context.written?.()) ?? null;
+    // What runs for long has said its results long ago, and ends as it should.
+    if (failure !== null && !LASTING.has(argv[2] ?? ''))
+      throw ringfenceError('RF_OUTPUT', [reasonOf(failure)], failure);
     return 0;
   } catch (error) {
     // Commander has already said what was wrong.

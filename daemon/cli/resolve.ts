@@ -21,6 +21,11 @@ export function addResolveCommand(program: Command, context: Context): void {
     .action(async (name: string, options: { control: string; json?: boolean }) => {
       await askDaemon(options.control, { verb: 'resolve', export: name, accept_loss: true });
       if (options.json) context.write(`${JSON.stringify({ resolved: name })}\n`);
-      else context.write(`What was damaged of "${name}" is given up, and destaging goes on.\n`);
+      else {
+        context.write(
+          `What destaging has found damaged of "${name}" is given up, and it tries again: ` +
+            '`ringfence status` shows whether it goes on.\n',
+        );
+      }
     });
 }

@@ -156,9 +156,13 @@ function listen(server: Server, path: string): Promise<void> {
 async function makeFolder(path: string): Promise<void> {
   const folder = dirname(path);
   await mkdir(folder, { recursive: true, mode: 0o700 });
-  const { uid } = await stat(folder);
-  if (uid === 0 || uid === process.getuid?.()) return;
-  throw ringfenceError('RF_CONTROL_LISTEN', [path, 'its folder belongs to another user']);
+  const { uid, mode } = await stat(folder);
+  if (uid !== 0 && uid !== process.getuid?.()) {
+    throw ringfenceError('RF_CONTROL_LISTEN', [path, 'its folder belongs to another user']);
+  }
+  if ((mode & 0o002) !== 0) {
+    throw ringfenceError('RF_CONTROL_LISTEN', [path, 'everybody may write to its folder']);
+  }
 }
 
 /**

@@ -1,6 +1,6 @@
 // Running other programs: one way to do it, with output shown, kept or both.
 import { spawn, spawnSync } from 'node:child_process';
-import { createWriteStream, existsSync } from 'node:fs';
+import { createWriteStream, existsSync, realpathSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import process from 'node:process';
@@ -98,7 +98,8 @@ export function findCargo() {
  * @param {(parameters: string[]) => Promise<number>} main gives the exit status
  */
 export async function runAsScript(moduleUrl, main) {
-  if (process.argv[1] === undefined || fileURLToPath(moduleUrl) !== process.argv[1]) return;
+  if (process.argv[1] === undefined || fileURLToPath(moduleUrl) !== realpathSync(process.argv[1]))
+    return;
   try {
     process.exitCode = await main(process.argv.slice(2));
   } catch (error) {

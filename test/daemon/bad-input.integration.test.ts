@@ -342,13 +342,30 @@ test.serial('a configuration with an unknown key', async (t) => {
   t.is((await right.wait()).exitCode, 0, right.output());
 });
 
-test.serial('a reserve that is too small', async (t) => {
+test.serial('a reserve that is too small, and one as large as is said to be enough', async (t) => {
   const self = await formatDisk(t, SMALL);
-  const finished = await runAnyway(ringfenceCommand, [
-    ...['serve', '--cache', self.cache, '--export', `disk=${self.origin}`, '--reserve', '1MiB'],
+  const serve = (reserve: string): string[] => [
+    ...['serve', '--cache', self.cache, '--export', `disk=${self.origin}`, '--reserve', reserve],
     ...['--listen', `unix:${self.folder}/s`, '--control', join(self.folder, 'c')],
-  ]);
-  assertRefusal(t, finished, /too small.*at least \d+ bytes/, OPEN_REFUSED);
+  ];
+  const finished = await runAnyway(ringfenceCommand, serve('1MiB'));
+  const sentence = /too small.*start with --reserve (\d+MiB) or more/;
+  assertRefusal(t, finished, sentence, OPEN_REFUSED);
+  const enough = sentence.exec(finished.stderr)?.[1] ?? '';
+  const right = startProcess(self.scope, ringfenceCommand, serve(enough));
+  await waitUntil(() => greets(join(self.folder, 's')), right.output);
+  right.signal('SIGTERM');
+  t.is((await right.wait()).exitCode, 0, right.output());
+});
+
+test.serial('results that cannot be written', async (t) => {
+  const self = await formatDisk(t, SMALL);
+  const check = `'${ringfenceCommand}' check '${self.cache}'`;
+  const full = await runAnyway('sh', ['-c', `${check} > /dev/full`]);
+  const wanted = { exitCode: 1, code: 'RF_OUTPUT' };
+  assertRefusal(t, full, /what it says cannot be written/, wanted);
+  const closed = await runAnyway('sh', ['-c', `{ ${check}; echo $? >&2; } | true`]);
+  t.is(closed.stderr, '0', 'a reader that has gone away is no failure');
 });
 
 test.serial('a CPU that there is not', async (t) => {

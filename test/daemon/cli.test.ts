@@ -286,6 +286,8 @@ test('format refuses what cannot become a cache before it asks, in a dry run too
     [['--segment', '2MiB'], /power of two from 4 MiB/],
     [['--segment', '512MiB'], /power of two from 4 MiB/],
     [['--segment', '32MiB'], /has 256 MiB, .* of 32 MiB needs at least 385 MiB: use.*_SMALL/],
+    [['--segment', '256MiB'], /has 256 MiB, .* of 256 MiB needs at least 3073 MiB: use.*_SMALL/],
+    [['--segment', '4200000'], /A segment of 4200000 bytes is not possible/],
   ] as const) {
     for (const more of [[], ['--yes'], ['--dry-run']]) {
       const self = command();

@@ -249,6 +249,17 @@ test('a folder of another user is refused: he could take the socket away', async
   );
 });
 
+test('a folder that everybody may write to is refused: anybody could listen there', async (t) => {
+  for (const mode of [0o1777, 0o777]) {
+    const folder = await temporaryFolder(t);
+    await chmod(folder, mode);
+    await t.throwsAsync(
+      startControlServer(join(folder, 'control.sock'), async () => null),
+      { code: 'RF_CONTROL_LISTEN', message: /everybody may write to its folder/ },
+    );
+  }
+});
+
 test('a daemon that is not there is one sentence', async (t) => {
   const path = await socketPath(t);
   await t.throwsAsync(askDaemon(path, { verb: 'status' }), {

@@ -19,7 +19,7 @@ test('a notice is logged with its export, in plain words', (t) => {
   );
 });
 
-test('a damaged block is logged once, an origin each time that it goes', (t) => {
+test('a damaged block is logged once, an origin or a standstill each time', (t) => {
   const { log, lines } = recordedLog();
   const notice = createNoticeLog(log, () => 'disk');
   for (let time = 0; time < 3; time += 1) {
@@ -27,9 +27,11 @@ test('a damaged block is logged once, an origin each time that it goes', (t) => 
     notice({ type: 'notice', notice: 'checksum_mismatch', slot: 0, detail: 'block 8' });
     notice({ type: 'notice', notice: 'origin_down', slot: 0, detail: 'I/O error 5' });
     notice({ type: 'notice', notice: 'origin_up', slot: 0, detail: '' });
+    notice({ type: 'notice', notice: 'destage_damaged', slot: 0, detail: 'a segment' });
   }
   const count = (what: string) => lines.filter(({ notice: name }) => name === what).length;
   t.deepEqual([count('checksum_mismatch'), count('origin_down'), count('origin_up')], [2, 3, 3]);
+  t.is(count('destage_damaged'), 3);
 });
 
 test('actions end with their own token, well or not', async (t) => {
@@ -60,6 +62,10 @@ test('so many actions wait that status and stop still find room', async (t) => {
     message: /^The flush was not started: 32 flushes and drains are on the way/,
   });
   t.is(tokens.length, 32);
+  // What the drains wait for may be resolved.
+  const resolved = actions.run('resolve', 1);
+  actions.ended(tokens.pop() ?? -1, null);
+  await resolved;
   actions.ended(tokens[0] ?? -1, null);
   drains.push(actions.run('flush', null));
   for (const token of tokens) actions.ended(token, null);

@@ -1,7 +1,9 @@
-import { readdirSync, readFileSync } from 'node:fs';
+import { readdirSync, readFileSync, symlinkSync } from 'node:fs';
 import { join } from 'node:path';
 import test from 'ava';
-import { projectRoot } from '../support/process.ts';
+import { temporaryFolder } from '../support/loop.ts';
+import { projectRoot, runAnyway } from '../support/process.ts';
+import { testScope } from '../support/scope.ts';
 
 // The scripts run before anything is compiled, so they are plain modules without declarations.
 const demo: string = '#scripts/lib/demo.mjs';
@@ -17,6 +19,16 @@ test('a default is left out where the option is given, in either form', (t) => {
   t.deepEqual(defaultsBeside([]), [...listen, ...metrics]);
   t.deepEqual(defaultsBeside(['--listen', 'unix:/x']), metrics);
   t.deepEqual(defaultsBeside(['--listen=unix:/x', '--metrics=[::1]:1']), []);
+});
+
+test('a script that is named through a link runs, too', async (t) => {
+  const scope = testScope(t);
+  const link = join(temporaryFolder(scope), 'project');
+  symlinkSync(projectRoot, link);
+  const script = join(link, 'scripts', 'test.mjs');
+  const { exitCode, stderr } = await runAnyway(process.execPath, [script, 'nonsense']);
+  t.is(exitCode, 1);
+  t.regex(stderr, /nonsense/);
 });
 
 test('no script needs a package before it has been installed', (t) => {

@@ -180,7 +180,10 @@ pub struct ReserveShape {
 
 /// The reserve is too small for what it has to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a reserve of {given_bytes} bytes is too small: at least {needed_bytes} bytes are needed")]
+#[error(
+    "a reserve of {given_bytes} bytes is too small for these exports and segments of this size: \
+     start with --reserve {}MiB or more", needed_bytes.div_ceil(1 << 20)
+)]
 pub struct ReserveTooSmall {
     /// What was given.
     pub given_bytes: u64,
