@@ -109,8 +109,10 @@ impl Storage for DirectStorage {
                 return failed.map_or(Ok(()), Err);
             }
             let waited = self.uring.submit_and_wait(1);
+            // A signal, or a lack of memory that may pass.
+            let harmless = [libc::EINTR, libc::EBUSY, libc::EAGAIN];
             if let Err(source) = waited
-                && source.kind() != io::ErrorKind::Interrupted
+                && !source.raw_os_error().is_some_and(|errno| harmless.contains(&errno))
             {
                 // Reads may still be in flight into the bounce memory: nothing here is sound now.
                 panic!("the ring of the cache device failed: {source}");
@@ -120,7 +122,10 @@ impl Storage for DirectStorage {
                 let slot = done.user_data() as usize;
                 let part = parts[slot].take().expect("a part in flight");
                 let offset = pieces[part.piece].offset + part.skip as u64;
-                if done.result() == part.length as i32 {
+                if [-libc::EINTR, -libc::EAGAIN].contains(&done.result()) {
+                    self.start(slot, part, offset);
+                    parts[slot] = Some(part);
+                } else if done.result() == part.length as i32 {
                     // SAFETY: the read has ended, so the slot is ours again; it is this long.
                     let bytes = unsafe { std::slice::from_raw_parts(self.slot(slot), part.length) };
                     pieces[part.piece].into[part.skip..][..part.length].copy_from_slice(bytes);

@@ -5,7 +5,10 @@ mod support;
 use ringfence_uring::RuntimeError;
 use ringfence_uring::allocation::abort_on_ring_allocation;
 use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 use support::{Client, DISC, FLUSH, Host, READ, Setup, TRIM, WRITE, WRITE_ZEROES, pattern};
 
 // The addon brings its own.
@@ -267,7 +270,7 @@ fn a_client_that_never_reads_holds_up_nobody() {
                 Err(_) if patience == 200 => break 'full,
                 Err(_) => {
                     patience += 1;
-                    std::thread::sleep(std::time::Duration::from_millis(1));
+                    std::thread::sleep(Duration::from_millis(1));
                 }
             }
         }
@@ -329,7 +332,7 @@ fn payload_that_comes_back_while_the_ring_spins_makes_room() {
         let next = client.header(FLUSH, 0, 0);
         client.stream.write_all(&next[..10]).expect("a part");
         host.until("both writes", |host| host.switches.steps.load(Ordering::SeqCst) == before + 2);
-        std::thread::sleep(std::time::Duration::from_millis(3));
+        std::thread::sleep(Duration::from_millis(3));
         host.switches.hold_writes.store(false, Ordering::SeqCst);
         assert_eq!(client.simple_reply(), (0, large));
         assert_eq!(client.simple_reply(), (0, small));
@@ -539,6 +542,29 @@ fn tcp_serves_as_well_and_several_listeners_at_once() {
     let mut reply = [0; 16];
     std::io::Read::read_exact(&mut stream, &mut reply).expect("a reply");
     assert_eq!(unix.get(0, 512), Ok(vec![5; 512]));
+}
+
+/// A listener that only fails does not keep the ring awake, and the others go on.
+#[test]
+fn a_listener_that_fails_again_and_again_is_left_alone_for_a_while() {
+    let host = host(Setup::default());
+    let listening = host.runtime.listen("127.0.0.1:0").expect("a port");
+    let is_listener = |fd: &BorrowedFd<'_>| {
+        let address = rustix::net::getsockname(fd).ok().and_then(|any| any.try_into().ok());
+        address.is_some_and(|address: SocketAddr| address.to_string() == listening.address)
+    };
+    let folder = std::fs::read_dir("/proc/self/fd").expect("descriptors");
+    let names = folder.map(|entry| entry.expect("a descriptor").file_name());
+    let numbers: Vec<i32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
+    // SAFETY: only looked at; the listener's stays open as long as its runtime.
+    let descriptors = numbers.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) });
+    let listener = descriptors.filter(is_listener).next().expect("the listener");
+    rustix::net::shutdown(listener, rustix::net::Shutdown::Both).expect("it accepts no more");
+    let turns = host.counter("ringTurns");
+    std::thread::sleep(Duration::from_millis(300));
+    let turned = host.counter("ringTurns") - turns;
+    assert!(turned < 100, "{turned} turns: the ring tries again and again");
+    assert_eq!(host.connect().write(0, &[1; 512]), 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::shared::{LISTENERS_MAX, RingEvent};
 use ringfence_cache::Event;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-/// How long accepting rests when the process or the system has no descriptors left.
+/// How long accepting rests where it would fail again at once: there are no descriptors left, say.
 const ACCEPT_REST_NS: u64 = 100_000_000;
 
 struct Listener {
@@ -85,11 +85,14 @@ impl<C: Core> Ring<C> {
         listener.armed = false;
         let tcp = listener.tcp;
         if result < 0 {
-            if self.stopping.is_none() && matches!(-result, libc::EMFILE | libc::ENFILE) {
+            if self.stopping.is_some() {
+                return;
+            }
+            if is_of_one_client(-result) {
+                self.accept_more();
+            } else {
                 // Trying again at once would only burn the CPU.
                 self.wake_by(self.now.monotonic_ns + ACCEPT_REST_NS);
-            } else if self.stopping.is_none() {
-                self.accept_more();
             }
             return;
         }
@@ -190,4 +193,23 @@ impl<C: Core> Ring<C> {
             unsafe { libc::shutdown(listener.fd.as_raw_fd(), libc::SHUT_RDWR) };
         }
     }
+}
+
+/// Whether an error of `accept` is that of the client that it would have been, who is gone: the
+/// next one is another's. All other errors, such as a lack of descriptors or memory, stay.
+const fn is_of_one_client(errno: i32) -> bool {
+    matches!(
+        errno,
+        libc::ECONNABORTED
+            | libc::EINTR
+            | libc::EAGAIN
+            | libc::EPROTO
+            | libc::ENOPROTOOPT
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENONET
+            | libc::EOPNOTSUPP
+    )
 }
