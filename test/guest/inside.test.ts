@@ -10,7 +10,7 @@ import { endWriter, startWriter } from './scenarios.ts';
 const PRELUDE = `${ringfencePrelude}
 ringfence() { node "$RINGFENCE" "$@"; }
 `;
-const CONTROL = '--control /run/control.sock';
+const CONTROL = '--control /run/ringfence/control.sock';
 
 async function startInside(guest: Guest): Promise<void> {
   await guest.run(`${PRELUDE}

@@ -557,8 +557,8 @@ fn a_listener_that_fails_again_and_again_is_left_alone_for_a_while() {
     let names = folder.map(|entry| entry.expect("a descriptor").file_name());
     let numbers: Vec<i32> = names.filter_map(|name| name.to_str()?.parse().ok()).collect();
     // SAFETY: only looked at; the listener's stays open as long as its runtime.
-    let descriptors = numbers.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) });
-    let listener = descriptors.filter(is_listener).next().expect("the listener");
+    let mut descriptors = numbers.iter().map(|fd| unsafe { BorrowedFd::borrow_raw(*fd) });
+    let listener = descriptors.find(is_listener).expect("the listener");
     rustix::net::shutdown(listener, rustix::net::Shutdown::Both).expect("it accepts no more");
     let turns = host.counter("ringTurns");
     std::thread::sleep(Duration::from_millis(300));
