@@ -1,7 +1,8 @@
 /** The machine under the benchmark: what it is, and who else is using it. */
 
-import { readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
+import { delimiter, join } from 'node:path';
 import { run } from '../test/support/process.ts';
 
 /** Where client and servers run. */
@@ -19,7 +20,36 @@ export function cpusOf(placement: Placement): Cpus {
   return placement === 'pinned' ? { client: '0', server: '1' } : { client: all, server: all };
 }
 
-/** CPU time of a process, its threads and its ended threads, in clock ticks of 10 ms. */
+/** What is measured beside ringfence, and what it takes to make devices and pin processes. */
+const PROGRAMS = ['fio', 'nbdkit', 'qemu-nbd', 'losetup', 'taskset', 'setpriv'];
+/** Where programs for root lie; not everybody's `PATH` has them. */
+const ROOT_FOLDERS = ['/usr/sbin', '/sbin'];
+
+function isInstalled(program: string): boolean {
+  const folders = [...(process.env.PATH ?? '').split(delimiter), ...ROOT_FOLDERS];
+  return folders.some((folder) => existsSync(join(folder, program)));
+}
+
+/** Why this machine cannot run the benchmark, in one sentence that says what to do; or null. */
+export function benchRefusal({
+  isRoot = process.getuid?.() === 0,
+  cpuCount = cpus().length,
+  hasProgram = isInstalled,
+} = {}): string | null {
+  if (!isRoot) return 'The benchmark makes loop devices: run it as root.';
+  if (cpuCount < 2) return 'The benchmark needs two CPUs, one for the client: use another machine.';
+  const missing = PROGRAMS.filter((program) => !hasProgram(program));
+  if (missing.length === 0) return null;
+  return (
+    `The benchmark needs ${missing.join(', ')}: install what is missing, on Debian with ` +
+    '`apt-get install fio nbdkit qemu-utils mount util-linux`.'
+  );
+}
+
+/**
+ * CPU time of a process, its threads, and its children that have ended, in clock ticks of 10 ms:
+ * programs that come and go within a round are seen in whoever waits for them.
+ */
 function processTicks(pid: number): { readonly ticks: number; readonly parent: number } | null {
   let text: string;
   try {
@@ -29,7 +59,8 @@ function processTicks(pid: number): { readonly ticks: number; readonly parent: n
     return null;
   }
   const fields = text.slice(text.lastIndexOf(')') + 2).split(' ');
-  return { ticks: Number(fields[11]) + Number(fields[12]), parent: Number(fields[1]) };
+  const ticks = fields.slice(11, 15).reduce((total, field) => total + Number(field), 0);
+  return { ticks, parent: Number(fields[1]) };
 }
 
 /** CPU time used so far by everyone, by process, and time that the hypervisor took away. */

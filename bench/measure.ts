@@ -3,10 +3,10 @@
 import { join } from 'node:path';
 import { startProcess } from '../test/support/process.ts';
 import { createScope } from '../test/support/scope.ts';
-import type { Job } from './jobs.ts';
+import { EXPORT_BYTES, type Job } from './jobs.ts';
 import { type Cpus, foreignSeconds, sampleLoad } from './machine.ts';
 import { writeRequestList } from './replay.ts';
-import type { RingWork, Server } from './servers.ts';
+import type { ReadBytes, RingWork, Server } from './servers.ts';
 
 /** What all rounds of a job have in common. */
 export interface Setting {
@@ -33,6 +33,8 @@ export interface Round {
   readonly foreignShare: number;
   /** Share of the bytes read that the cache had; null where there is no cache or no read. */
   readonly hitShare: number | null;
+  /** Share of them that came from the cache device; the same. */
+  readonly deviceShare: number | null;
   /** What the ring thread did per request of data; null where there is none. */
   readonly ring: RingWork | null;
 }
@@ -119,16 +121,18 @@ export async function measureRound(
   setting: Setting,
   seed: number,
 ): Promise<Round> {
-  const hitsBefore = await server.readHits();
+  const readsBefore = await server.readReads();
   const ringBefore = await server.ringWork();
   const args = fioArguments(job, server, setting, seed);
   const result = await runFio(args, setting.cpus, server.pid);
-  const hitsAfter = await server.readHits();
+  const readsAfter = await server.readReads();
   const ringAfter = await server.ringWork();
   const reads = job.pattern === 'randread' || job.pattern === 'read';
   const side = reads ? result.job.read : result.job.write;
-  const readBytes = (hitsAfter?.totalBytes ?? 0) - (hitsBefore?.totalBytes ?? 0);
-  const hitBytes = (hitsAfter?.hitBytes ?? 0) - (hitsBefore?.hitBytes ?? 0);
+  const grown = (what: keyof ReadBytes): number =>
+    (readsAfter?.[what] ?? 0) - (readsBefore?.[what] ?? 0);
+  const shareOf = (what: keyof ReadBytes): number | null =>
+    reads && grown('total') > 0 ? grown(what) / grown('total') : null;
   const percentile = side.clat_ns.percentile ?? {};
   return {
     perSecond: side.total_ios / (side.runtime / 1000),
@@ -138,7 +142,8 @@ export async function measureRound(
     medianUs: (percentile['50.000000'] ?? Number.NaN) / 1000,
     p99Us: (percentile['99.000000'] ?? Number.NaN) / 1000,
     foreignShare: result.foreignS / (side.runtime / 1000),
-    hitShare: reads && readBytes > 0 ? hitBytes / readBytes : null,
+    hitShare: shareOf('hit'),
+    deviceShare: shareOf('device'),
     ring: perRequest(ringBefore, ringAfter, side.total_ios),
   };
 }
@@ -146,9 +151,10 @@ export async function measureRound(
 /** Lays the data that a job wants to find. */
 export async function prepare(job: Job, server: Server, cpus: Cpus): Promise<void> {
   if (job.preparation === 'none') return;
+  const bytes = job.preparation === 'fill' ? EXPORT_BYTES : job.areaBytes;
   const once = (pattern: 'write' | 'read'): string[] => [
     ...['--output-format=json', '--name=prepare', ...server.fioEngine, `--rw=${pattern}`],
-    ...[`--filename=${server.fioFile}`, `--size=${job.areaBytes}`],
+    ...[`--filename=${server.fioFile}`, `--size=${bytes}`],
     ...['--bs=128k', '--iodepth=8', '--thread=1'],
   ];
   await runFio(once('write'), cpus, server.pid);

@@ -106,20 +106,24 @@ function spreadTable(results: Results, placement: Placement): string[] {
   const rows = jobsOf(results).map((job) => {
     const series = find(results, placement, job, 'ringfence');
     const rates = (series?.rounds ?? []).map(({ perSecond }) => perSecond);
-    const hits = medianOf(series, (round) => round.hitShare);
+    const percent = (pick: (round: Round) => number | null): string => {
+      const share = medianOf(series, pick);
+      return Number.isFinite(share) ? `${(100 * share).toFixed(1)} %` : '–';
+    };
     return [
       job.title,
       show(Math.min(...rates)),
       show(median(rates)),
       show(Math.max(...rates)),
       show(medianOf(series, (round) => round.p99Us)),
-      Number.isFinite(hits) ? `${(100 * hits).toFixed(1)} %` : '–',
+      percent((round) => round.hitShare),
+      percent((round) => round.deviceShare),
       show(medianOf(series, (round) => round.flushes)),
       show(medianOf(series, (round) => round.ring?.systemCalls ?? null)),
       show(medianOf(series, (round) => round.ring?.sleeps ?? null)),
     ];
   });
-  const head = ['job', 'lowest', 'median', 'highest', 'p99 in µs', 'hits'];
+  const head = ['job', 'lowest', 'median', 'highest', 'p99 in µs', 'hits', 'device'];
   return table([...head, 'flushes', 'system calls', 'sleeps'], rows);
 }
 
@@ -134,8 +138,9 @@ function placementSection(results: Results, placement: Placement): string[] {
     ...['Requests per second:', '', ...figureTable(results, placement, rate), ''],
     'CPU time of the server per request, in microseconds:',
     ...['', ...figureTable(results, placement, (round) => round.serverCpuUs), ''],
-    'ringfence, requests per second over the rounds, with latency and hits in the cache, and per ' +
-      'request the flushes, the system calls of its ring thread and how often that slept:',
+    'ringfence, requests per second over the rounds, with latency, the share of what was read ' +
+      'that the cache had and that came from its device, and per request the flushes, the ' +
+      'system calls of its ring thread and how often that slept:',
     ...['', ...spreadTable(results, placement), ''],
   ];
 }

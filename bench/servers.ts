@@ -29,10 +29,19 @@ export interface Server {
   readonly pid: number | null;
   /** Brings everything written so far to rest, so that nothing of it disturbs the next round. */
   settle(): Promise<void>;
-  /** Bytes of reads answered from the cache and in all, so far; null where there is no cache. */
-  readHits(): Promise<{ readonly hitBytes: number; readonly totalBytes: number } | null>;
+  /** Bytes that were read so far; null where there is no cache. */
+  readReads(): Promise<ReadBytes | null>;
   /** What the ring thread has done so far; null where there is none. */
   ringWork(): Promise<RingWork | null>;
+}
+
+/** Bytes that clients have read. */
+export interface ReadBytes {
+  readonly total: number;
+  /** Those that the cache had. */
+  readonly hit: number;
+  /** What was read from the cache device, for whatever reason. */
+  readonly device: number;
 }
 
 /** What a ring thread does beside requests. */
@@ -104,7 +113,7 @@ async function startNbdkit(
       // cache: it is this server's equal of a reserve.
       if (device !== null) await run('sync', [device]);
     },
-    readHits: noCache,
+    readReads: noCache,
     ringWork: noCache,
   };
 }
@@ -125,7 +134,7 @@ async function startQemuNbd(
     ...nbdClient(`nbd+unix:///?socket=${path}`),
     pid,
     settle: async () => undefined,
-    readHits: noCache,
+    readReads: noCache,
     ringWork: noCache,
   };
 }
@@ -134,12 +143,13 @@ function sum(values: Iterable<number>): number {
   return [...values].reduce((total, value) => total + value, 0);
 }
 
-async function readHits(daemon: Daemon) {
+async function readReads(daemon: Daemon): Promise<ReadBytes> {
   const samples = [...(await readMetric(daemon, 'ringfence_cache_read_bytes_total'))];
   const hits = samples.filter(([labels]) => labels.includes('result="hit"'));
   return {
-    hitBytes: sum(hits.map(([, value]) => value)),
-    totalBytes: sum(samples.map(([, value]) => value)),
+    total: sum(samples.map(([, value]) => value)),
+    hit: sum(hits.map(([, value]) => value)),
+    device: sum((await readMetric(daemon, 'ringfence_device_read_bytes_total')).values()),
   };
 }
 
@@ -171,7 +181,7 @@ export async function startRingfence(
     settle: async () => {
       await ask(daemon, 'drain');
     },
-    readHits: () => readHits(daemon),
+    readReads: () => readReads(daemon),
     ringWork: () => ringWork(daemon),
   };
 }
@@ -215,7 +225,7 @@ export async function startServers(
     fioFile: devices.bare.device,
     pid: null,
     settle: async () => undefined,
-    readHits: noCache,
+    readReads: noCache,
     ringWork: noCache,
   };
   return [

@@ -52,7 +52,10 @@ export interface NativeOpenOptions {
 
 /** One protection of the I/O path, whether it holds, and how to mend it where it does not. */
 export interface Guard {
-  /** `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `device_exclusive`. */
+  /**
+   * `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `registered_buffers`,
+   * `device_exclusive`.
+   */
   readonly measure: string;
   readonly up: boolean;
   /** One sentence: why it is down and what to do; null when it is up. */
@@ -283,7 +286,7 @@ export interface Native extends NativeClient {
    * What would hold here for a daemon with so many bytes of reserve and of index, for `doctor`: the
    * guards, with io_uring itself as `io_uring`.
    */
-  probe(reserveBytes: bigint, indexBytes: bigint): Guard[];
+  probe(reserveBytes: bigint, indexBytes: bigint, cache?: string | null): Guard[];
   /** How to read {@link NativeEngine.counters}. */
   counterLayout(): CounterLayout;
 }

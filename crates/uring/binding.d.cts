@@ -275,7 +275,10 @@ export declare function format(path: string, segmentBytes: bigint): Promise<Cach
 
 /** One protection of the I/O path, whether it holds, and how to mend it where it does not. */
 export interface Guard {
-  /** `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `device_exclusive`. */
+  /**
+   * `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `registered_buffers`,
+   * `device_exclusive`.
+   */
   measure: string
   /** Whether it holds. */
   up: boolean
@@ -450,7 +453,7 @@ export type NativeOrder = 'strict' | 'relaxed'
 export declare function open(options: NativeOpenOptions, bell: () => void): Promise<NativeEngine>
 
 /**
- * What would hold here for a daemon with so many bytes of reserve and of index, for `doctor`: the
- * guards, with io_uring itself as `io_uring`.
+ * What would hold here for a daemon with so many bytes of reserve and of index, and this cache
+ * device, for `doctor`: the guards, with io_uring itself as `io_uring`.
  */
-export declare function probe(reserveBytes: bigint, indexBytes: bigint): Array<Guard>
+export declare function probe(reserveBytes: bigint, indexBytes: bigint, cache?: string | undefined | null): Array<Guard>

@@ -38,12 +38,13 @@ export function addDoctorCommand(program: Command, context: Context): void {
     .option('--cache <device>', 'show what is on this device too')
     .action(async (options: { cache?: string }) => {
       const native = context.native();
-      const guards = native.probe(CONFIG_DEFAULTS.reserveBytes, await indexBytes(options.cache));
+      const { cache } = options;
+      const guards = native.probe(CONFIG_DEFAULTS.reserveBytes, await indexBytes(cache), cache);
       const show = (...lines: readonly string[]) => context.write(`${lines.join('\n')}\n`);
       show('system', ...indented(await systemLines()));
       show('', 'protections of the I/O path', ...indented(guardLines(guards)));
-      if (options.cache !== undefined) {
-        show('', 'cache device', ...indented(await cacheLines(native, options.cache)));
+      if (cache !== undefined) {
+        show('', 'cache device', ...indented(await cacheLines(native, cache)));
       }
       const uring = guards.find(({ measure }) => measure === 'io_uring');
       // Without the rest the daemon runs less safely; without io_uring it does not run.

@@ -10,7 +10,7 @@ export function addDrainCommand(program: Command, context: Context): void {
   program
     .command('drain')
     .description('carry everything that is dirty now to the origin, and flush the origin')
-    .argument('[name]', 'an export; all of them without one')
+    .argument('[name]', 'an export; all that are served without one')
     .addOption(controlOption())
     .addOption(jsonOption())
     .action(async (name: string | undefined, options: { control: string; json?: boolean }) => {
@@ -21,5 +21,6 @@ export function addDrainCommand(program: Command, context: Context): void {
 }
 
 function origins(name: string | undefined): string {
-  return name === undefined ? 'The origins have' : `The origin of "${name}" has`;
+  if (name !== undefined) return `The origin of "${name}" has`;
+  return 'The origins of all exports that are served have';
 }

@@ -48,7 +48,8 @@ const LASTING = new Set(['serve', 'attach']);
 /**
  * Runs the command with `process.argv` as it is.
  *
- * @returns the exit code: 0, 1 where trying again may help, 2 where the input has to change
+ * @returns the exit code: 0, 1 where trying again may help, 2 where the input has to change; of
+ * `check` 1 for damage alone
  */
 export async function main(
   argv: readonly string[],
@@ -67,7 +68,8 @@ export async function main(
     const { code, message, exitCode, cause } = toRingfenceError(error);
     context.writeError(`ringfence: ${message} [${code}]\n`);
     if (code === 'RF_INTERNAL' && cause instanceof Error) context.writeError(`${cause.stack}\n`);
-    return exitCode;
+    // Whoever asks whether a cache is damaged must not take any other failure for a yes.
+    return argv[2] === 'check' && code !== 'RF_CHECK_DAMAGED' ? EXIT_REFUSED : exitCode;
   }
 }
 

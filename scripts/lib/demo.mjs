@@ -70,12 +70,14 @@ export function demoDevices(directory) {
 const DEFAULTS = { '--listen': '127.0.0.1:10809', '--metrics': '127.0.0.1:9809' };
 
 /**
- * The options of `serve` that nobody has given.
+ * The options of `serve` that nobody has given. With a configuration file none is added: what
+ * stands on the command line would count more than what stands there.
  *
  * @param {readonly string[]} given
  */
 export function defaultsBeside(given) {
   const names = given.map((one) => one.split('=', 1)[0]);
+  if (names.includes('--config')) return [];
   return Object.entries(DEFAULTS).flatMap(([option, value]) =>
     names.includes(option) ? [] : [option, value],
   );

@@ -17,6 +17,7 @@ function series(server: Series['server'], rates: readonly number[], cpuUs: numbe
       p99Us: 200,
       foreignShare: turn / 20,
       hitShare: null,
+      deviceShare: null,
       ring: null,
     }),
   );

@@ -4,7 +4,7 @@ import test from 'ava';
 import { KIB, MIB } from '../support/loop.ts';
 import { COMMAND, connectNbd, type NbdConnection, requestHeader } from '../support/nbd-client.ts';
 import { waitUntil } from '../support/process.ts';
-import { readMetric, socketPath } from '../support/ringfence.ts';
+import { readMetric, socketPath, startDaemon } from '../support/ringfence.ts';
 import { EXPORT, type ServedDisk, serveDisk } from '../support/setting.ts';
 
 function connect({ daemon }: ServedDisk): Promise<NbdConnection> {
@@ -121,4 +121,34 @@ test.serial('clients that stall, sending or receiving, hold up nobody', async (t
     async () => (await connections(setting)) === 0,
     () => 'stalled clients stay counted after they are gone',
   );
+});
+
+test.serial('a client that takes no answer holds up a stop for ten seconds', async (t) => {
+  t.timeout(120_000);
+  const setting = await serveDisk(t);
+  const { scope, daemon } = setting;
+  const good = await connect(setting);
+  const data = Buffer.alloc(16 * KIB, 7);
+  await good.write(0, data);
+  await good.disconnect();
+  const stalled = await connect(setting);
+  stalled.stall();
+  for (let cookie = 1; cookie < 200; cookie += 1) {
+    stalled.sendRaw(requestHeader(COMMAND.read, 0, cookie, 0, MIB));
+  }
+  await waitUntil(
+    async () => (await receiveBytesInUse(setting)) > 0,
+    () => 'nothing of the stalled client arrives',
+  );
+  const began = performance.now();
+  daemon.background.signal('SIGTERM');
+  t.is((await daemon.background.wait()).exitCode, 0, daemon.background.output());
+  const waitedMs = performance.now() - began;
+  t.true(waitedMs > 9000, `it did not wait for what was in flight: ${waitedMs} ms`);
+  t.true(waitedMs < 60_000, `it waited for ${waitedMs} ms`);
+  stalled.destroy();
+  const again = { ...setting, daemon: await startDaemon(scope, daemon.setup) };
+  const reader = await connect(again);
+  t.deepEqual(await reader.read(0, data.length), data);
+  await reader.disconnect();
 });

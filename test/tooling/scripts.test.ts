@@ -21,6 +21,11 @@ test('a default is left out where the option is given, in either form', (t) => {
   t.deepEqual(defaultsBeside(['--listen=unix:/x', '--metrics=[::1]:1']), []);
 });
 
+test('a configuration file is not overridden by defaults', (t) => {
+  t.deepEqual(defaultsBeside(['--config', 'ringfence.toml']), []);
+  t.deepEqual(defaultsBeside(['--config=ringfence.toml', '--metrics', '[::1]:1']), []);
+});
+
 test('a script that is named through a link runs, too', async (t) => {
   const scope = testScope(t);
   const link = join(temporaryFolder(scope), 'project');

@@ -5,9 +5,9 @@ use rustix::net::sockopt;
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// A socket that listens, and its address as bound.
@@ -19,6 +19,37 @@ pub struct Listener {
     pub address: String,
     /// Whether connections are TCP's.
     pub tcp: bool,
+    /// What was made in the filesystem, if anything.
+    pub file: Option<SocketFile>,
+}
+
+/// A socket's file, as it was made.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    mark: FileMark,
+}
+
+/// What tells a file from another one that takes its place, also where that gets its inode.
+type FileMark = (u64, u64, i64, i64);
+
+fn mark_of(path: &Path) -> io::Result<FileMark> {
+    let meta = std::fs::symlink_metadata(path)?;
+    Ok((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
+}
+
+impl SocketFile {
+    fn of(path: &Path) -> io::Result<Self> {
+        Ok(Self { path: path.to_owned(), mark: mark_of(path)? })
+    }
+
+    /// Removes the file, unless another process has put its own there: once nobody listens any
+    /// more, whoever starts next may do so at once.
+    pub fn remove(&self) {
+        if mark_of(&self.path).is_ok_and(|mark| mark == self.mark) {
+            let _gone_already = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 /// Binds and listens on `unix:PATH` or `HOST:PORT`.
@@ -28,8 +59,11 @@ pub struct Listener {
 pub fn listen(address: &str) -> Result<Listener, RuntimeError> {
     let fail = |reason: String| RuntimeError::Listen { address: address.to_owned(), reason };
     if let Some(path) = address.strip_prefix("unix:") {
-        let listener = listen_unix(Path::new(path)).map_err(|error| fail(explain(&error)))?;
-        return Ok(Listener { fd: listener.into(), address: address.to_owned(), tcp: false });
+        let path = Path::new(path);
+        let listener = listen_unix(path).map_err(|error| fail(explain(&error)))?;
+        let file = SocketFile::of(path).map_err(|error| fail(explain(&error)))?;
+        let address = address.to_owned();
+        return Ok(Listener { fd: listener.into(), address, tcp: false, file: Some(file) });
     }
     if !address.contains(':') {
         return Err(fail("an address is unix:PATH or HOST:PORT".to_owned()));
@@ -39,7 +73,7 @@ pub fn listen(address: &str) -> Result<Listener, RuntimeError> {
     let listener =
         TcpListener::bind(addresses.as_slice()).map_err(|error| fail(explain(&error)))?;
     let bound = listener.local_addr().map_err(|error| fail(error.to_string()))?;
-    Ok(Listener { fd: listener.into(), address: bound.to_string(), tcp: true })
+    Ok(Listener { fd: listener.into(), address: bound.to_string(), tcp: true, file: None })
 }
 
 fn explain(error: &io::Error) -> String {
@@ -148,7 +182,7 @@ pub fn greet(fd: RawFd, tcp: bool) -> Peer {
 
 #[cfg(test)]
 mod tests {
-    use super::{KEEPALIVE_IDLE, greet, listen};
+    use super::{KEEPALIVE_IDLE, Listener, greet, listen};
     use rustix::net::sockopt;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
@@ -171,9 +205,13 @@ mod tests {
         let first = listen(&address).expect("the first");
         let busy = listen(&address).expect_err("it is served");
         assert!(busy.to_string().contains("in use"), "{busy}");
-        drop(first);
-        listen(&address).expect("the file is stale now");
-        std::fs::remove_file(&path).expect("ours");
+        let Listener { fd, file, .. } = first;
+        drop(fd);
+        let second = listen(&address).expect("the file is stale now");
+        file.expect("a Unix socket has one").remove();
+        assert!(path.exists(), "it belongs to the second by now");
+        second.file.expect("a Unix socket has one").remove();
+        assert!(!path.exists());
     }
 
     #[test]

@@ -58,7 +58,8 @@ pub struct OpenSpec {
 /// One protection of the I/O path, whether it holds, and how to mend it where it does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Guard {
-    /// `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `device_exclusive`;
+    /// `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `registered_buffers`,
+    /// `device_exclusive`;
     /// `io_uring` too when probed.
     pub measure: &'static str,
     /// Whether it holds.

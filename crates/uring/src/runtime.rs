@@ -2,7 +2,7 @@
 
 use crate::counters::CounterSource;
 use crate::error::RuntimeError;
-use crate::net;
+use crate::net::{self, SocketFile};
 use crate::options::{ConnectionId, ControlAction, Listening, Opened, RuntimeEvent};
 use crate::queue::{Consumer, Producer};
 use crate::ring::Ending;
@@ -38,7 +38,8 @@ struct Caller {
     events: Consumer<RingEvent>,
     /// By slot: the connection that the callers know of, or 0.
     live: Box<[ConnectionId]>,
-    listeners: Vec<String>,
+    /// The listeners: of those that have one, the socket's file.
+    listeners: Vec<Option<SocketFile>>,
 }
 
 /// An open engine with its ring thread. Its methods may be called from any thread.
@@ -96,10 +97,9 @@ impl Runtime {
         }
         let bound = net::listen(address)?;
         let listener = caller.listeners.len() as u32;
-        let address = bound.address.clone();
-        caller.listeners.push(address.clone());
-        let tcp = bound.tcp;
-        let fd = bound.fd.into_raw_fd();
+        let net::Listener { fd, address, tcp, file } = bound;
+        caller.listeners.push(file);
+        let fd = fd.into_raw_fd();
         self.put(&mut caller, Command::Listen { fd, listener, tcp });
         Ok(Listening { listener, address })
     }
@@ -275,11 +275,7 @@ impl Runtime {
         threads.stop_bell.store(true, Ordering::Release);
         self.shared.event_signal.ring();
         let _it_ended_well = threads.bell.join();
-        for address in &lock(&self.caller).listeners {
-            if let Some(path) = address.strip_prefix("unix:") {
-                let _gone_already = std::fs::remove_file(path);
-            }
-        }
+        lock(&self.caller).listeners.iter().flatten().for_each(SocketFile::remove);
         match outcome {
             Ok(Ending { flushed: Ok(()), .. }) => Ok(()),
             Ok(Ending { flushed: Err(what), .. }) => Err(RuntimeError::Shutdown { what }),

@@ -131,6 +131,13 @@ pub fn start_core<C: Core + Send + 'static>(
     )
 }
 
+/// What the ring thread found before it serves.
+struct Found {
+    guards: [Guard; 2],
+    /// Whether all that the thread will need is locked in memory.
+    locked: bool,
+}
+
 /// Starts the ring thread and the bell thread.
 ///
 /// # Errors
@@ -181,7 +188,12 @@ pub fn start<C: Core + Send + 'static>(
     let ring = spawn_quiet("ringfence-ring", STACK_BYTES, body)
         .map_err(system("the ring thread cannot be started"))?;
     match started.recv() {
-        Ok(Ok(guards)) => opened.guards.extend(guards),
+        Ok(Ok(Found { guards: found, locked })) => {
+            opened.guards.extend(found);
+            if !locked {
+                guards::note_ring_unlocked(&mut opened.guards);
+            }
+        }
         Ok(Err(error)) => return Err(error),
         Err(_) => return Err(RuntimeError::Stopped),
     }
@@ -209,7 +221,7 @@ fn run<C: Core>(
     shared: Arc<Shared>,
     commands: Consumer<Command>,
     events: Producer<RingEvent>,
-    ready: &mpsc::SyncSender<Result<Vec<Guard>, RuntimeError>>,
+    ready: &mpsc::SyncSender<Result<Found, RuntimeError>>,
 ) -> (Ending, Vec<(ExportSlot, Origin)>) {
     // Before the ring exists, so that the kernel's workers for it inherit it.
     let flusher = guards::io_flusher();
@@ -221,12 +233,12 @@ fn run<C: Core>(
         let _nobody_waits = ready.send(Err(RuntimeError::Cpu { cpu, source }));
         return (Ending { flushed: Ok(()), stuck: false }, Vec::new());
     }
-    // Whether locking is permitted at all was seen when the reserve was locked.
-    let _seen = lock_stack() & lock_text();
+    let own_locked = lock_stack() & lock_text();
     // Devices stay open, and with that locked, as long as the ring.
     let devices = (start.cache.take(), std::mem::take(&mut start.origins));
     let counters = shared.counters.clone();
-    let (built, _locked) = allocation::locking(|| build(start, &devices, shared, commands, events));
+    let (built, tables_locked) =
+        allocation::locking(|| build(start, &devices, shared, commands, events));
     let mut ring = match built {
         Ok(ring) => ring,
         Err(error) => {
@@ -234,7 +246,8 @@ fn run<C: Core>(
             return (Ending { flushed: Ok(()), stuck: false }, devices.1);
         }
     };
-    let _nobody_waits = ready.send(Ok(vec![flusher]));
+    let guards = [flusher, ring.buffers_guard()];
+    let _nobody_waits = ready.send(Ok(Found { guards, locked: own_locked & tables_locked }));
     counters.start_serving();
     allocation::watch_this_thread();
     let result = ring.run();

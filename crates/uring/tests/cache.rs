@@ -2,7 +2,7 @@
 
 use ringfence_cache::{Mode, Order};
 use ringfence_uring::allocation::abort_on_ring_allocation;
-use ringfence_uring::{ControlAction, ExportSpec, OpenSpec, RuntimeError, RuntimeEvent};
+use ringfence_uring::{ControlAction, ExportSpec, Guard, OpenSpec, RuntimeError, RuntimeEvent};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -256,16 +256,34 @@ fn guards_and_probe_say_what_to_do_where_they_are_down() {
     ringfence_uring::format(&files.cache(), SEGMENT_BYTES).expect("formatted");
     let host = files.open(Mode::Writeback);
     let opened = &host.runtime.opened().guards;
-    let probed = ringfence_uring::probe(2 << 20, 4096);
+    let probed = ringfence_uring::probe(2 << 20, 4096, None);
     for guard in opened.iter().chain(&probed) {
         assert_eq!(guard.up, guard.advice.is_none(), "{guard:?}");
     }
     let mut names: Vec<_> = opened.iter().map(|guard| guard.measure).collect();
     names.sort_unstable();
-    let all =
-        ["device_exclusive", "direct_io", "huge_pages", "io_flusher", "memory_locked", "oom_score"];
+    let all = [
+        "device_exclusive",
+        "direct_io",
+        "huge_pages",
+        "io_flusher",
+        "memory_locked",
+        "oom_score",
+        "registered_buffers",
+    ];
     assert_eq!(names, all);
     assert!(probed.iter().any(|guard| guard.measure == "io_uring" && guard.up), "{probed:?}");
+    host.runtime.shutdown().expect("an orderly end");
+    let of_cache = |path: &Path| {
+        let probed = ringfence_uring::probe(2 << 20, 4096, Some(path));
+        let asked = |guard: &Guard| ["direct_io", "device_exclusive"].contains(&guard.measure);
+        probed.into_iter().filter(asked).collect::<Vec<_>>()
+    };
+    assert!(of_cache(&files.cache()).iter().all(|guard| guard.up));
+    for guard in of_cache(Path::new("/nowhere/cache")) {
+        let advice = guard.advice.expect("it is not there");
+        assert!(advice.starts_with("/nowhere/cache cannot be opened"), "{advice}");
+    }
 }
 
 #[test]

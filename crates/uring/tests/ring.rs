@@ -8,7 +8,7 @@ use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use support::{Client, DISC, FLUSH, Host, READ, Setup, TRIM, WRITE, WRITE_ZEROES, pattern};
 
 // The addon brings its own.
@@ -619,7 +619,11 @@ fn a_stalled_client_holds_up_the_end_only_to_the_limit() {
         stalled.request(READ, 0, 1 << 20, &[]);
     }
     host.until("some reads", |host| host.switches.steps.load(Ordering::SeqCst) > 0);
+    let began = Instant::now();
     host.runtime.shutdown_within(100).expect("an orderly end all the same");
+    let waited = began.elapsed();
+    assert!(waited >= Duration::from_millis(100), "it waits for the client: {waited:?}");
+    assert!(waited < Duration::from_secs(10), "that is the limit of who names none: {waited:?}");
 }
 
 #[test]

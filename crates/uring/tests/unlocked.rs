@@ -35,7 +35,7 @@ fn without_locked_memory_it_serves_and_says_so() {
     // Enough for the io_uring alone, as services have it by default.
     forbid_locking(8 * MIB);
     for (bytes, up) in [(4 * MIB, true), (9 * MIB, false), (u64::MAX, false)] {
-        let probed = ringfence_uring::probe(2 * MIB, bytes - 2 * MIB);
+        let probed = ringfence_uring::probe(2 * MIB, bytes - 2 * MIB, None);
         let locked = probed.iter().find(|guard| guard.measure == "memory_locked").expect("a guard");
         assert_eq!(locked.up, up, "{bytes} bytes: {locked:?}");
     }

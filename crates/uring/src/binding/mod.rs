@@ -22,6 +22,7 @@ use napi::bindgen_prelude::{AsyncTask, BigInt, Function, Object};
 use napi_derive::napi;
 use options::{NativeOpenOptions, open_spec, whole_bigint};
 use results::{CounterLayout, Guard};
+use std::path::Path;
 use tasks::{CheckTask, DescribeTask, FormatTask, OpenTask};
 
 /// Counts what the ring thread allocates after its start: it must stay 0.
@@ -68,13 +69,18 @@ pub fn open(
     OpenTask::new(open_spec(options)?, &bell).map(AsyncTask::new)
 }
 
-/// What would hold here for a daemon with so many bytes of reserve and of index, for `doctor`: the
-/// guards, with io_uring itself as `io_uring`.
+/// What would hold here for a daemon with so many bytes of reserve and of index, and this cache
+/// device, for `doctor`: the guards, with io_uring itself as `io_uring`.
 #[napi]
-pub fn probe(reserve_bytes: BigInt, index_bytes: BigInt) -> napi::Result<Vec<Guard>> {
+pub fn probe(
+    reserve_bytes: BigInt,
+    index_bytes: BigInt,
+    cache: Option<String>,
+) -> napi::Result<Vec<Guard>> {
     let reserve_bytes = whole_bigint("reserveBytes", &reserve_bytes)?;
     let index_bytes = whole_bigint("indexBytes", &index_bytes)?;
-    Ok(crate::probe(reserve_bytes, index_bytes).into_iter().map(Guard::from).collect())
+    let guards = crate::probe(reserve_bytes, index_bytes, cache.as_deref().map(Path::new));
+    Ok(guards.into_iter().map(Guard::from).collect())
 }
 
 /// How to read the counters of an engine.

@@ -7,7 +7,8 @@ use napi_derive::napi;
 /// One protection of the I/O path, whether it holds, and how to mend it where it does not.
 #[napi(object, object_from_js = false, use_nullable = true)]
 pub struct Guard {
-    /// `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `device_exclusive`.
+    /// `memory_locked`, `io_flusher`, `oom_score`, `direct_io`, `huge_pages`, `registered_buffers`,
+    /// `device_exclusive`.
     pub measure: String,
     /// Whether it holds.
     pub up: bool,

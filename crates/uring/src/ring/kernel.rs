@@ -3,7 +3,8 @@
 use crate::clock::monotonic_ns;
 use crate::counters::{RingCounter, RingCounters};
 use crate::memory::Mapping;
-use crate::ring_setup;
+use crate::options::Guard;
+use crate::{guards, ring_setup};
 use io_uring::types::{SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode, squeue, types};
 use ringfence_cache::Buffer;
@@ -71,6 +72,7 @@ pub struct Kernel {
     uring: IoUring,
     mapping: Arc<Mapping>,
     fixed_buffers: bool,
+    registered: io::Result<()>,
     counters: Arc<RingCounters>,
 }
 
@@ -98,8 +100,14 @@ impl Kernel {
         // the "bounded" ones.
         submitter.register_iowq_max_workers(&mut [workers, workers])?;
         // SAFETY: the mapping outlives the ring: `self` keeps it.
-        let fixed_buffers = unsafe { submitter.register_buffers(&mapping.pieces()) }.is_ok();
-        Ok(Self { uring, mapping, fixed_buffers, counters })
+        let registered = unsafe { ring_setup::register_buffers(&uring, &mapping) };
+        Ok(Self { uring, mapping, fixed_buffers: registered.is_ok(), registered, counters })
+    }
+
+    /// Whether the kernel keeps the reserve's pages at hand.
+    #[must_use]
+    pub fn buffers_guard(&self) -> Guard {
+        guards::registered_buffers(self.registered.as_ref().err())
     }
 
     /// Empties the table of files: what it holds would stay open, and locked, until the kernel gets

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::connection::{Connection, State};
 use crate::core::Core;
 use crate::counters::RingCounter;
+use crate::options::Guard;
 use crate::queue::{Consumer, Producer};
 use crate::shared::{Command, RingEvent, Shared};
 use crate::spin::Spin;
@@ -139,6 +140,12 @@ impl<C: Core> Ring<C> {
             stopping: None,
             wake_value: Box::new(0),
         }
+    }
+
+    /// Whether the kernel keeps the reserve's pages at hand.
+    #[must_use]
+    pub fn buffers_guard(&self) -> Guard {
+        self.kernel.buffers_guard()
     }
 
     /// Runs until it was told to stop and has.

@@ -1,0 +1,11 @@
+import test from 'ava';
+import { benchRefusal } from '../../bench/machine.ts';
+
+test('what the benchmark cannot do without is said in a sentence', (t) => {
+  const able = { isRoot: true, cpuCount: 2, hasProgram: () => true };
+  t.is(benchRefusal(able), null);
+  t.regex(`${benchRefusal({ ...able, isRoot: false })}`, /as root\.$/);
+  t.regex(`${benchRefusal({ ...able, cpuCount: 1 })}`, /two CPUs/);
+  const hasProgram = (name: string) => name !== 'fio' && name !== 'qemu-nbd';
+  t.regex(`${benchRefusal({ ...able, hasProgram })}`, /needs fio, qemu-nbd: install .*`apt-get/);
+});
