@@ -5,6 +5,9 @@
 //! a power cut could leave the origin in. The *horizon* is the latest such *t*. It only grows,
 //! so that each write becomes required once and the check is linear.
 //!
+//! Zeroes do not name their write. They prove the oldest moment of those that they may stand for;
+//! what is older than a required write of the same unit is none of them.
+//!
 //! `relaxed` order promises less: each unit shows something that was written there, and nothing
 //! older than what the last drain has put there.
 
@@ -24,13 +27,22 @@ pub struct OriginLedger {
     required: Vec<u32>,
     /// How much of the export's flushed order is required.
     position: usize,
+    /// Per unit, how many of its oldest writes of zeroes cannot be what the origin is given.
+    zeroes_behind: Vec<usize>,
 }
 
 impl OriginLedger {
     /// The ledger of an export's origin of so many units.
     #[must_use]
     pub fn new(export: u8, units: usize, strict: bool) -> Self {
-        Self { export, strict, horizon: 0, required: vec![0; units], position: 0 }
+        Self {
+            export,
+            strict,
+            horizon: 0,
+            required: vec![0; units],
+            position: 0,
+            zeroes_behind: vec![0; units],
+        }
     }
 
     /// Whose origin it is about.
@@ -82,19 +94,23 @@ impl Checker {
         values: &[Value],
         possible: impl Fn(usize) -> P,
     ) -> Result<(), Violation> {
-        let mut horizon = ledger.horizon;
         let mut unit = first_unit;
         for run in values.chunk_by(|one, other| one == other) {
-            let (value, end) = (run[0], unit + run.len());
-            self.check_origin_value(ledger.export, unit..end, value)?;
-            if value != ZEROES {
-                horizon = horizon.max(self.history.get(value).invoked);
+            let (value, units) = (run[0], unit..unit + run.len());
+            unit = units.end;
+            self.check_origin_value(ledger.export, units.clone(), value)?;
+            if !ledger.strict {
+                continue;
             }
-            unit = end;
+            if value == ZEROES {
+                units.for_each(|unit| self.note_zeroes(ledger, unit));
+            } else {
+                ledger.horizon = ledger.horizon.max(self.history.get(value).invoked);
+            }
         }
         if ledger.strict {
-            ledger.horizon = horizon;
-            self.advance(ledger, possible)?;
+            let given = |unit: usize| values.get(unit.checked_sub(first_unit)?).copied();
+            self.advance(ledger, |unit| possible(unit).chain(given(unit)))?;
         }
         let ages = Ages::new(self, ledger.export);
         for (&value, unit) in values.iter().zip(first_unit..) {
@@ -106,11 +122,28 @@ impl Checker {
         Ok(())
     }
 
+    /// A unit is given zeroes, or may show them: the horizon is at least at the oldest write that
+    /// they may stand for.
+    fn note_zeroes(&self, ledger: &mut OriginLedger, unit: usize) {
+        let zeroes = &self.exports[usize::from(ledger.export)].zeroes[unit];
+        let (required, behind) = (ledger.required[unit], &mut ledger.zeroes_behind[unit]);
+        // What is lost stays lost, and what is behind stays behind: each write is passed once.
+        while let Some(&id) = zeroes.get(*behind) {
+            let write = self.history.get(id);
+            let is_behind = required != 0 && self.history.is_before(id, required);
+            if !write.lost && !is_behind {
+                ledger.horizon = ledger.horizon.max(write.invoked);
+                return;
+            }
+            *behind += 1;
+        }
+    }
+
     /// Makes required what was durable before the horizon, and checks that it is there.
     fn advance<P: Iterator<Item = Value>>(
         &self,
         ledger: &mut OriginLedger,
-        possible: impl Fn(usize) -> P,
+        shown: impl Fn(usize) -> P,
     ) -> Result<(), Violation> {
         let order = self.history.flushed_order(ledger.export);
         let ages = Ages::new(self, ledger.export);
@@ -126,9 +159,14 @@ impl Checker {
                     continue;
                 }
                 ledger.required[unit] = id;
-                let older = |value: &Value| ages.is_before(unit, *value, id);
-                if let Some(value) = possible(unit).find(older) {
-                    return Err(self.illegal(ledger, unit, value, id));
+                for value in shown(unit) {
+                    if ages.is_before(unit, value, id) {
+                        return Err(self.illegal(ledger, unit, value, id));
+                    }
+                    if value == ZEROES {
+                        // Those that are not older may all be of a later epoch.
+                        self.note_zeroes(ledger, unit);
+                    }
                 }
             }
         }

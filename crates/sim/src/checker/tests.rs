@@ -203,6 +203,56 @@ fn an_origin_gets_an_epoch_only_after_the_one_before_it() {
 }
 
 #[test]
+fn zeroes_that_can_only_be_of_a_later_epoch_come_after_the_one_before_it() {
+    let mut checker = checker();
+    let earlier = checker.write(0, 1);
+    checker.flush();
+    let trim = checker.submit_write(0, 1, 1, true, false);
+    let mut possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![1]);
+    let mut ledger = OriginLedger::new(0, 8, true);
+    let found = origin_write(&checker, &mut ledger.clone(), &possible, 1, ZEROES);
+    assert_eq!(found, Some(Kind::OriginIllegal), "the first epoch is missing");
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 0, earlier), None);
+    possible[0] = vec![earlier];
+    assert_eq!(origin_write(&checker, &mut ledger.clone(), &possible, 1, ZEROES), None);
+    checker.history.lose(trim);
+    let found = origin_write(&checker, &mut ledger, &possible, 1, ZEROES);
+    assert_eq!(found, Some(Kind::Garbage), "a crash took the trim");
+}
+
+#[test]
+fn zeroes_prove_the_oldest_write_that_they_may_stand_for() {
+    let mut checker = checker();
+    let trim = |checker: &mut Checker| {
+        let id = checker.submit_write(0, 1, 1, true, false);
+        checker.answer_write(id);
+    };
+    trim(&mut checker);
+    let over_it = checker.write(1, 1);
+    checker.flush();
+    let beside = checker.write(2, 1);
+    let epoch = checker.write(0, 1);
+    checker.flush();
+    trim(&mut checker);
+    let mut possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![1]);
+    let mut ledger = OriginLedger::new(0, 8, true);
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 1, ZEROES), None, "the first trim");
+    let before = ledger.clone();
+    // Now what lies between the two is required: the zeroes are the second's.
+    possible[1] = vec![ZEROES];
+    let found = origin_write(&checker, &mut ledger, &possible, 2, beside);
+    assert_eq!(found, Some(Kind::OriginIllegal), "the second epoch is missing");
+    let mut ledger = before;
+    possible[1] = vec![over_it];
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 2, beside), None);
+    possible[2] = vec![beside];
+    let found = origin_write(&checker, &mut ledger.clone(), &possible, 1, ZEROES);
+    assert_eq!(found, Some(Kind::OriginIllegal), "the second epoch is missing");
+    possible[0] = vec![epoch];
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 1, ZEROES), None);
+}
+
+#[test]
 fn within_an_epoch_any_order_is_legal_and_relaxed_knows_no_epochs() {
     let mut checker = checker();
     let second = checker.write(0, 1);
