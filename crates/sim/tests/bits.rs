@@ -1,7 +1,7 @@
 //! Damage in one place at a time: every bit of 64 KiB of metadata flipped, every structure zeroed,
 //! swapped and aged, payload flipped. All bits of all structures: `npm run sim -- --bits`.
 
-use ringfence_sim::bits::{BLOCK_BITS, Scope, Tally, Undetected, run, run_undamaged};
+use ringfence_sim::bits::{BLOCK_BITS, Image, Scope, Tally, Undetected, run, run_undamaged};
 use ringfence_sim::threads::processors;
 use std::io::Write;
 
@@ -20,8 +20,9 @@ fn run_all(scope: Scope) -> Tally {
 fn the_image_as_it_is_is_clean() {
     let report = run_undamaged().expect("everything reads as it should");
     assert!(report.is_clean(), "{report:#?}");
-    // The record that was not written whole is noted.
-    assert_eq!(report.findings.len(), 1, "{report:#?}");
+    // The record that was not written whole is noted, and so is the one that another cache left
+    // where the next segment begins: it passes for a header of this one that was damaged.
+    assert_eq!(report.findings.len(), 2, "{report:#?}");
     assert_eq!(report.log.next_sequence, 113);
     assert_eq!(report.log.durable, 111);
     let sizes = report.exports.iter().map(|one| (one.live_bytes >> 12, one.dirty_bytes >> 12));
@@ -38,7 +39,7 @@ fn every_bit_of_64_kib_of_metadata() {
 #[test]
 fn every_structure_zeroed_swapped_and_aged() {
     let tally = run_all(Scope::Whole);
-    assert!(tally.trials > 100, "{tally:?}");
+    assert_eq!(tally.trials, 3 * Image::new().structures.len() as u64, "{tally:?}");
 }
 
 #[test]

@@ -31,8 +31,9 @@ const LIFE: (u64, u64) = (7, 110);
 pub const DURABLE: u64 = 111;
 /// The last record that is whole.
 pub const LAST: u64 = 112;
-const UUID: Uuid = [0x11; 16];
-const SECRET: Uuid = *b"nobody knows it!";
+const OWN: Owner = Owner { uuid: [0x11; 16], secret: *b"nobody knows it!" };
+/// The cache that the device held before it was formatted again: the log is left as it was.
+const FORMER: Owner = Owner { uuid: [0x22; 16], secret: *b"nor did they it!" };
 const SEGMENTS: u64 = SEGMENTS_MIN as u64;
 const SEGMENT_BLOCKS: u64 = SEGMENT_BYTES_MIN / BLOCK_BYTES_U64;
 
@@ -52,7 +53,7 @@ pub enum Kind {
     OnlyHeader,
     /// A footer.
     Footer,
-    /// What a power cut left behind the end: it counts for nothing.
+    /// What a power cut, an earlier life or another cache left behind the end: it does not count.
     Remains,
     /// One block of data.
     Payload(Data),
@@ -126,7 +127,14 @@ struct Contents {
 #[derive(Clone, Copy)]
 struct Part(EntryKind, usize, u64, u32);
 
+/// A cache: what none of its structures can be believed without.
+struct Owner {
+    uuid: Uuid,
+    secret: Uuid,
+}
+
 struct Life {
+    owner: &'static Owner,
     incarnation: u64,
     first_sequence: u64,
 }
@@ -145,8 +153,17 @@ struct Segment {
 impl Segment {
     fn new(segment_use: u64, incarnation: u64, first_sequence: u64) -> Self {
         let room = vec![0; usize::try_from(footer_bytes(SEGMENT_BYTES_MIN)).expect("small")];
-        let life = Life { incarnation, first_sequence };
+        let life = Life { owner: &OWN, incarnation, first_sequence };
         Self { segment_use, life, at: 0, room, end: SUMMARY_OFFSET, first: 0, last: 0 }
+    }
+
+    fn of(mut self, owner: &'static Owner) -> Self {
+        self.life.owner = owner;
+        self
+    }
+
+    fn footer_page(&self) -> usize {
+        self.page(u32::try_from(SEGMENT_BLOCKS).expect("small") - footer_blocks())
     }
 
     fn page(&self, at: u32) -> usize {
@@ -216,6 +233,23 @@ impl Image {
         }
     }
 
+    /// The block whose only copy a structure is: dirty, it counts, and nothing later has it.
+    #[must_use]
+    pub fn only_copy(&self, structure: &Structure, cut: Cut) -> Option<Data> {
+        let Kind::Payload(data) = structure.kind else { return None };
+        let end = match cut {
+            Cut::BeforeLast => LAST,
+            Cut::AtEnd => LAST + 1,
+        };
+        let counting = structure.sequence + 1..end;
+        let is_later = |change: &Change| {
+            (change.export, change.block) == (data.export, data.block)
+                && counting.contains(&change.sequence)
+        };
+        let is_live = structure.sequence < end && !self.changes.iter().any(is_later);
+        (data.dirty && is_live).then_some(data)
+    }
+
     fn contents(&self, export: usize, block: u64) -> &Contents {
         let blocks = usize::try_from(EXPORT_BLOCKS).expect("few");
         &self.contents[export * blocks + usize::try_from(block).expect("few")]
@@ -262,8 +296,8 @@ impl Image {
 
     fn superblocks(&mut self) {
         let mut superblock = Superblock::of_current_version();
-        superblock.cache_uuid = UUID;
-        superblock.secret = SECRET;
+        superblock.cache_uuid = OWN.uuid;
+        superblock.secret = OWN.secret;
         superblock.device_bytes = U64::new(self.size_bytes());
         superblock.segment_bytes = U64::new(SEGMENT_BYTES_MIN);
         superblock.segments = U64::new(SEGMENTS);
@@ -282,7 +316,7 @@ impl Image {
     }
 
     fn export_tables(&mut self) {
-        let mut table = ExportTable::new(UUID);
+        let mut table = ExportTable::new(OWN.uuid);
         let mut earlier = Vec::new();
         for (slot, (name, origin)) in EXPORTS.into_iter().enumerate() {
             earlier = table.seal();
@@ -324,36 +358,40 @@ impl Image {
         self.open_segment();
     }
 
-    /// The newest segment: no footer, a record that is torn, and behind it one of an earlier life
-    /// that had begun the same use.
+    /// The newest segment: no footer but that of an earlier use, a record that is torn, and behind
+    /// it one of an earlier life that had begun the same use. In the next segment, what another
+    /// cache would have there if it were this one.
     fn open_segment(&mut self) {
         use EntryKind::{Write, Zero};
-        let mut earlier = Segment::new(3, 3, 10);
-        let old = header(&earlier, 50, &[Part(Zero, 0, 60, 1)], 3);
-        earlier.end = FooterBuilder::append(&mut earlier.room, earlier.end, &old, 0);
-        (earlier.first, earlier.last) = (50, 50);
-        let fields = footer_fields(&earlier);
-        let bytes = FooterBuilder::seal(&mut earlier.room, earlier.end, fields, &SECRET);
-        let page = earlier.page(u32::try_from(SEGMENT_BLOCKS).expect("small") - footer_blocks());
-        self.put(page, &earlier.room[..bytes]);
+        self.old_footer(50, Segment::new(3, 3, 10), Segment::new(3, 2, 5));
         let mut segment = Segment::new(15, LIFE.0, LIFE.1);
         self.record(&mut segment, 110, &[Part(Write, 0, 40, 2)]);
         self.record(&mut segment, 111, &[Part(Write, 1, 40, 4), Part(Zero, 1, 50, 3)]);
         self.record(&mut segment, 112, &[Part(Write, 0, 2, 1)]);
-        let changes = self.changes.len();
         let torn = segment.page(segment.at);
-        self.record(&mut segment, 113, &[Part(Write, 0, 50, 2)]);
-        let written = self.structures.len() - 3;
-        self.structures[written].kind = Kind::Remains;
-        self.structures.truncate(written + 1);
+        self.remains(&mut segment, 113, &[Part(Write, 0, 50, 2)]);
         self.pages[torn + 2] = None;
         let mut segment = Segment::new(15, LIFE.0 - 1, 107);
         segment.at = 40;
-        self.record(&mut segment, 110, &[Part(Write, 0, 40, 2)]);
-        let written = self.structures.len() - 3;
-        self.structures[written].kind = Kind::Remains;
-        self.structures.truncate(written + 1);
+        self.remains(&mut segment, 110, &[Part(Write, 0, 40, 2)]);
+        let former = || Segment::new(16, LIFE.0, LIFE.1).of(&FORMER);
+        self.remains(&mut former(), 113, &[Part(Write, 0, 3, 1)]);
+        self.old_footer(113, former(), Segment::new(4, 3, 10).of(&FORMER));
+    }
+
+    /// Writes a record that counts for nothing.
+    fn remains(&mut self, segment: &mut Segment, sequence: u64, parts: &[Part]) {
+        let (header, changes) = (self.structures.len(), self.changes.len());
+        self.record(segment, sequence, parts);
+        self.structures[header].kind = Kind::Remains;
+        self.structures.truncate(header + 1);
         self.changes.truncate(changes);
+    }
+
+    /// Writes a footer that counts for nothing.
+    fn old_footer(&mut self, sequence: u64, segment: Segment, earlier: Segment) {
+        let (page, earlier) = (segment.footer_page(), small_footer(earlier, sequence - 5));
+        self.add(Kind::Remains, sequence, page, &small_footer(segment, sequence), &earlier);
     }
 
     /// Writes a record: header and payload.
@@ -387,22 +425,27 @@ impl Image {
     }
 
     fn footer(&mut self, mut segment: Segment) {
-        let mut fields = footer_fields(&segment);
-        let bytes = FooterBuilder::seal(&mut segment.room, segment.end, fields.clone(), &SECRET);
-        let room = segment.room[..bytes].to_vec();
-        fields.incarnation = U64::new(3);
-        fields.segment_use = U64::new(segment.segment_use - SEGMENTS);
-        fields.first_sequence = U64::new(10);
-        fields.sequence_first = U64::new(segment.first - 60);
-        fields.sequence_last = U64::new(segment.first - 60);
-        fields.tail = U64::new(10);
-        let mut before = vec![0; segment.room.len()];
-        let old = earlier_header(&segment, segment.first);
-        let end = FooterBuilder::append(&mut before, SUMMARY_OFFSET, &old, 0);
-        FooterBuilder::seal(&mut before, end, fields, &SECRET);
-        let page = segment.page(u32::try_from(SEGMENT_BLOCKS).expect("small") - footer_blocks());
-        self.add(Kind::Footer, segment.last, page, &room, &before[..bytes]);
+        let bytes = seal_footer(&mut segment);
+        let old = Segment::new(segment.segment_use - SEGMENTS, 3, 10);
+        let before = small_footer(old, segment.first - 60);
+        self.add(Kind::Footer, segment.last, segment.footer_page(), &bytes, &before);
     }
+}
+
+/// The footer of a segment as it is now.
+fn seal_footer(segment: &mut Segment) -> Vec<u8> {
+    let (fields, secret) = (footer_fields(segment), &segment.life.owner.secret);
+    let bytes = FooterBuilder::seal(&mut segment.room, segment.end, fields, secret);
+    segment.room[..bytes].to_vec()
+}
+
+/// The footer of a segment with one record, which has no payload.
+fn small_footer(mut segment: Segment, sequence: u64) -> Vec<u8> {
+    let parts = [Part(EntryKind::Zero, 0, 60, 1)];
+    let header = header(&segment, sequence, &parts, segment.segment_use);
+    segment.end = FooterBuilder::append(&mut segment.room, segment.end, &header, 0);
+    (segment.first, segment.last) = (sequence, sequence);
+    seal_footer(&mut segment)
 }
 
 fn footer_blocks() -> u32 {
@@ -411,14 +454,14 @@ fn footer_blocks() -> u32 {
 
 fn footer_fields(segment: &Segment) -> Footer {
     let mut fields = Footer::new_zeroed();
-    fields.cache_uuid = UUID;
+    fields.cache_uuid = segment.life.owner.uuid;
     fields.incarnation = U64::new(segment.life.incarnation);
     fields.first_sequence = U64::new(segment.life.first_sequence);
     fields.segment_use = U64::new(segment.segment_use);
     fields.sequence_first = U64::new(segment.first);
     fields.sequence_last = U64::new(segment.last);
     fields.durable = U64::new(segment.last);
-    fields.tail = U64::new(TAIL);
+    fields.tail = U64::new(tail(segment.last));
     fields.watermarks = WATERMARKS_BY_SLOT.map(U64::new);
     fields
 }
@@ -428,6 +471,11 @@ const WATERMARKS_BY_SLOT: [u64; ringfence_cache::limits::EXPORTS_MAX] = {
     all[0] = WATERMARKS[0];
     all
 };
+
+/// The oldest sequence that counted when one was written.
+const fn tail(sequence: u64) -> u64 {
+    if sequence < TAIL { 10 } else { TAIL }
+}
 
 /// The sequence that a part's data has: copies keep that of the original.
 fn version(kind: EntryKind, sequence: u64) -> u64 {
@@ -442,15 +490,16 @@ fn payload(kind: EntryKind, export: usize, block: u64, sequence: u64) -> Page {
 fn header(segment: &Segment, sequence: u64, parts: &[Part], segment_use: u64) -> RecordHeader {
     let mut header = RecordHeader::new_zeroed();
     header.begin();
-    header.cache_uuid = UUID;
+    let owner = segment.life.owner;
+    header.cache_uuid = owner.uuid;
     header.incarnation = U64::new(segment.life.incarnation);
-    header.nonce = U64::new(incarnation_nonce(&SECRET, segment.life.incarnation));
+    header.nonce = U64::new(incarnation_nonce(&owner.secret, segment.life.incarnation));
     header.first_sequence = U64::new(segment.life.first_sequence);
     header.segment_use = U64::new(segment_use);
     header.device_offset = U64::new(segment.page(segment.at) as u64 * BLOCK_BYTES_U64);
     header.sequence = U64::new(sequence);
     header.durable = U64::new((sequence - 1).min(DURABLE));
-    header.tail = U64::new(if sequence < TAIL { 10 } else { TAIL });
+    header.tail = U64::new(tail(sequence));
     header.wall_ns = U64::new(sequence * 1_000_000_000);
     header.watermarks = WATERMARKS_BY_SLOT.map(U64::new);
     header.epoch_starts = U64::new(sequence % 3);
@@ -481,7 +530,7 @@ fn header(segment: &Segment, sequence: u64, parts: &[Part], segment_use: u64) ->
 
 /// An intact header of an earlier use of the same place.
 fn earlier_header(segment: &Segment, sequence: u64) -> RecordHeader {
-    let mut old = Segment::new(segment.segment_use, 3, 10);
+    let mut old = Segment::new(segment.segment_use, 3, 10).of(segment.life.owner);
     old.at = segment.at;
     let parts = [Part(EntryKind::Zero, 0, 60, 1)];
     header(&old, sequence - 60, &parts, segment.segment_use - SEGMENTS)

@@ -5,7 +5,8 @@
 //! some block reads as neither what it should nor as the documented error. Reserved and padding
 //! bytes count like all others; blocks that were never written are no metadata. The last record is
 //! known to have been flushed to none after it, so damage to it looks like the end of the log, and
-//! is to be cut there; what a power cut left behind that end must change nothing.
+//! is to be cut there; what a power cut, an earlier life or another cache left behind that end must
+//! change nothing.
 
 mod image;
 mod trial;
@@ -16,7 +17,8 @@ pub use trial::{Outcome, Overlay, Seen, Trials};
 use crate::threads::on_threads;
 use image::{BAD_BLOCK, DURABLE, Data, EXPORT_BLOCKS, EXPORTS, LAST};
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
-use ringfence_cache::{OpenError, Report};
+use ringfence_cache::{OpenError, Report, RequestError};
+use std::mem::discriminant;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Bits of a block.
@@ -34,7 +36,7 @@ pub enum Damage {
     },
     /// It reads as zeroes.
     Zeroed,
-    /// It and the next one of its kind are in each other's place.
+    /// It and another one, mostly the next of its kind, are in each other's place.
     Swapped,
     /// It is as it was in an earlier life.
     Aged,
@@ -53,7 +55,7 @@ pub struct Tally {
     pub refused: u64,
     /// Those in which clean blocks were fetched again.
     pub fetched: u64,
-    /// Those in which dirty blocks, and no others, gave EIO.
+    /// Those in which the dirty blocks that were damaged, and no others, gave EIO.
     pub failed_blocks: u64,
     /// Damage to what counts for nothing, which changed nothing.
     pub harmless: u64,
@@ -83,7 +85,29 @@ impl std::fmt::Display for Undetected {
     }
 }
 
+/// What came of a trial that ended as it must.
+#[derive(Clone, Copy, Debug)]
+enum Ending {
+    Healed,
+    Cut,
+    Refused,
+    Fetched,
+    FailedBlocks,
+    Harmless,
+}
+
 impl Tally {
+    fn count(&mut self, ending: Ending) {
+        *match ending {
+            Ending::Healed => &mut self.healed,
+            Ending::Cut => &mut self.cut,
+            Ending::Refused => &mut self.refused,
+            Ending::Fetched => &mut self.fetched,
+            Ending::FailedBlocks => &mut self.failed_blocks,
+            Ending::Harmless => &mut self.harmless,
+        } += 1;
+    }
+
     fn add(&mut self, other: Self) {
         self.trials += other.trials;
         self.healed += other.healed;
@@ -115,32 +139,84 @@ impl std::fmt::Display for Tally {
     }
 }
 
-/// The blocks of a structure after some damage; none where there is nothing to tell it by.
-fn damaged(image: &Image, at: usize, damage: Damage) -> Option<Vec<(usize, Page)>> {
+/// A structure that was hit, and the blocks of its place that were changed.
+struct Hit<'a> {
+    structure: &'a Structure,
+    places: Vec<usize>,
+}
+
+impl Hit<'_> {
+    fn is_header(&self) -> bool {
+        matches!(self.structure.kind, Kind::CopiedHeader | Kind::OnlyHeader)
+    }
+
+    fn is_last(&self) -> bool {
+        self.structure.sequence == LAST
+    }
+
+    /// Whether what is left is what lies behind the end of any log: where the last header was,
+    /// zeroes or one of an earlier use. Nothing tells the end of a log from that.
+    fn is_unseen(&self, damage: Damage) -> bool {
+        let is_left_by_others = matches!(damage, Damage::Zeroed | Damage::Aged);
+        self.is_last() && self.is_header() && is_left_by_others
+    }
+
+    /// Whether what is left is what an interrupted start leaves.
+    fn may_be_an_interruption(&self, damage: Damage) -> bool {
+        damage == Damage::Aged && self.structure.kind == Kind::ExportTable
+    }
+}
+
+/// What a structure is swapped with: the next of its kind, behind the last the first. Both copies
+/// of a superblock or of the export table are the same, so they change places with others that have
+/// a second copy: a footer has as much room as a slot. So does the last header: of another one
+/// without a copy the start would be refused.
+fn partner(image: &Image, at: usize) -> &Structure {
+    let structure = &image.structures[at];
+    let kind = match structure.kind {
+        Kind::Superblock => Kind::CopiedHeader,
+        Kind::ExportTable => Kind::Footer,
+        Kind::OnlyHeader if structure.sequence == LAST => Kind::CopiedHeader,
+        kind => kind,
+    };
+    let mut around = image.structures[at + 1..].iter().chain(&image.structures[..at]);
+    let found = around.find(|other| discriminant(&other.kind) == discriminant(&kind));
+    found.expect("several of each kind")
+}
+
+/// What some damage hits, and the blocks of the device after it.
+fn damaged(image: &Image, at: usize, damage: Damage) -> (Vec<Hit<'_>>, Vec<(usize, Page)>) {
     let structure = &image.structures[at];
     let original = |page: usize| image.pages[page].as_deref().copied().unwrap_or([0; BLOCK_BYTES]);
     let pages = structure.page..structure.page + structure.pages;
-    let changed: Vec<_> = match damage {
+    let hit = |structure, pages| Hit { structure, places: Vec::from_iter(pages) };
+    match damage {
         Damage::Bit { page, bit } => {
-            let mut bytes = original(structure.page + page);
+            let page = structure.page + page;
+            let mut bytes = original(page);
             bytes[bit / 8] ^= 1 << (bit % 8);
-            vec![(structure.page + page, bytes)]
+            (vec![hit(structure, page..page + 1)], vec![(page, bytes)])
         }
-        Damage::Zeroed => pages.map(|page| (page, [0; BLOCK_BYTES])).collect(),
-        Damage::Aged => pages.zip(structure.earlier.iter().copied()).collect(),
+        Damage::Zeroed => {
+            let zeroes = pages.clone().map(|page| (page, [0; BLOCK_BYTES])).collect();
+            (vec![hit(structure, pages)], zeroes)
+        }
+        Damage::Aged => {
+            let earlier = pages.clone().zip(structure.earlier.iter().copied()).collect();
+            (vec![hit(structure, pages)], earlier)
+        }
         Damage::Swapped => {
-            let of_kind = |kind| std::mem::discriminant(&kind);
-            let next = image.structures[at + 1..]
-                .iter()
-                .find(|next| of_kind(next.kind) == of_kind(structure.kind))?;
-            let next = next.page..next.page + structure.pages.min(next.pages);
-            pages
-                .zip(next)
-                .flat_map(|(one, other)| [(one, original(other)), (other, original(one))])
-                .collect()
+            let partner = partner(image, at);
+            let length = structure.pages.max(partner.pages);
+            let [own, others] =
+                [structure, partner].map(|one| hit(one, one.page..one.page + length));
+            let pairs = own.places.iter().zip(&others.places);
+            let changed = pairs
+                .flat_map(|(&one, &other)| [(one, original(other)), (other, original(one))])
+                .collect();
+            (vec![own, others], changed)
         }
-    };
-    changed.iter().any(|(page, bytes)| *bytes != original(*page)).then_some(changed)
+    }
 }
 
 /// Runs one trial and judges it. Returns what is wrong.
@@ -151,91 +227,79 @@ fn judge(
     damage: Damage,
     tally: &mut Tally,
 ) -> Result<(), String> {
-    let Some(changed) = damaged(image, at, damage) else { return Ok(()) };
-    let structure = &image.structures[at];
-    let places: Vec<_> = changed.iter().map(|(page, _)| *page).collect();
+    tally.trials += 1;
+    let (hits, changed) = damaged(image, at, damage);
+    let is_original = |(page, bytes): &(usize, Page)| {
+        image.pages[*page].as_deref().unwrap_or(&[0; BLOCK_BYTES]) == bytes
+    };
+    if changed.iter().all(is_original) {
+        return Err("nothing is damaged".into());
+    }
     // That a copy is written anew does not depend on which of its bits was wrong: one of many does.
     let is_rechecked = !matches!(damage, Damage::Bit { bit, .. } if bit % 61 != 0);
-    let has_copy = matches!(structure.kind, Kind::Superblock | Kind::ExportTable | Kind::Footer);
-    let heals = is_rechecked && has_copy;
-    let outcome = trials.run(Overlay::new(image, changed), heals);
-    tally.trials += 1;
-    verdict(structure, damage, &places, &outcome, tally)
+    let has_copy = hits.iter().any(|hit| name_of_copied(hit.structure.kind).is_some());
+    let outcome = trials.run(Overlay::new(image, changed), is_rechecked && has_copy);
+    tally.count(verdict(image, &hits, damage, &outcome)?);
+    Ok(())
 }
 
+/// What came of a trial, if it is what must.
 fn verdict(
-    structure: &Structure,
+    image: &Image,
+    hits: &[Hit<'_>],
     damage: Damage,
-    places: &[usize],
     outcome: &Outcome,
-    tally: &mut Tally,
-) -> Result<(), String> {
+) -> Result<Ending, String> {
     let checked = outcome.checked.as_ref().map_err(|error| format!("check refuses: {error}"))?;
-    let is_named = names(checked, places);
-    // Damage to the last record, or to its payload, is the end of the log; so is damage to two
-    // neighbours one of which is the last.
-    let is_last = structure.sequence == LAST && structure.kind != Kind::Remains;
-    if structure.kind == Kind::Remains {
-        tally.harmless += 1;
-        return reads_as(outcome, Cut::AtEnd, None);
+    let counting = || hits.iter().filter(|hit| hit.structure.kind != Kind::Remains);
+    if counting().next().is_none() {
+        reads_as(outcome, Cut::AtEnd, &[])?;
+        return if checked.is_clean() {
+            Ok(Ending::Harmless)
+        } else {
+            Err("check calls damage what counts for nothing".into())
+        };
     }
-    if is_last {
-        tally.cut += 1;
-        if checked.log.next_sequence != LAST {
-            return Err(format!("the log is not cut before record {LAST}"));
-        }
-        if !is_named && matches!(damage, Damage::Bit { .. }) {
-            return Err("check does not name it".into());
-        }
-        return reads_as(outcome, Cut::BeforeLast, None);
+    let is_only = |hit: &&Hit<'_>| hit.structure.kind == Kind::OnlyHeader && !hit.is_last();
+    let lost = counting().filter(is_only).min_by_key(|hit| hit.structure.sequence);
+    let is_named = |hit: &&Hit<'_>| names(checked, &hit.places) || hit.is_unseen(damage);
+    // What follows in its segment is gone with it, and not named by itself.
+    let mut to_be_named = counting().filter(|hit| lost.is_none_or(|lost| std::ptr::eq(lost, *hit)));
+    if let Some(hit) = to_be_named.find(|hit| !is_named(hit)) {
+        return Err(format!("check does not name the {:?}", hit.structure.kind));
     }
-    if !is_named {
-        return Err("check does not name it".into());
+    let is_damage = |hit: &Hit<'_>| !hit.is_last() && !hit.may_be_an_interruption(damage);
+    if checked.is_clean() && counting().any(is_damage) {
+        return Err("check calls it clean".into());
     }
-    if checked.is_clean() {
-        let may_be_an_interruption = damage == Damage::Aged
-            && matches!(structure.kind, Kind::Superblock | Kind::ExportTable);
-        if !may_be_an_interruption {
-            return Err("check calls it clean".into());
-        }
-    }
-    match structure.kind {
-        Kind::OnlyHeader => {
-            tally.refused += 1;
-            match &outcome.read {
-                Err(OpenError::DurableDamaged { last, .. }) if *last == DURABLE => Ok(()),
-                Err(error) => Err(format!("the start is refused, but: {error}")),
-                Ok(_) => Err("recovery believes it, or cuts where durable data is".into()),
+    if let Some(lost) = lost {
+        let first_lost = lost.structure.sequence;
+        return match &outcome.read {
+            Err(OpenError::DurableDamaged { first, last, .. })
+                if (*first, *last) == (first_lost, DURABLE) =>
+            {
+                Ok(Ending::Refused)
             }
-        }
-        Kind::Payload(data) => payload_verdict(outcome, data, damage, tally),
-        kind => {
-            tally.healed += 1;
-            reads_as(outcome, Cut::AtEnd, None)?;
-            is_healed(kind, outcome)
-        }
+            Err(error) => Err(format!("the start is refused, but: {error}")),
+            Ok(_) => Err("recovery believes it, or cuts where durable data is".into()),
+        };
     }
-}
-
-fn payload_verdict(
-    outcome: &Outcome,
-    data: Data,
-    damage: Damage,
-    tally: &mut Tally,
-) -> Result<(), String> {
-    if damage == Damage::Swapped {
-        // Two blocks are damaged: either may be what a client is told.
-        return reads_right_or_fails(outcome);
+    // Damage to the last record, or to its payload, is the end of the log.
+    let is_cut = counting().any(Hit::is_last);
+    if is_cut && checked.log.next_sequence != LAST {
+        return Err(format!("the log is not cut before record {LAST}"));
     }
-    let reads = outcome.read.as_ref().map_err(|error| format!("the start is refused: {error}"))?;
-    let block = usize::try_from(data.block).expect("small");
-    let is_only_copy = data.dirty && reads[data.export][block].is_err();
-    if is_only_copy {
-        tally.failed_blocks += 1;
-    } else {
-        tally.fetched += 1;
-    }
-    reads_as(outcome, Cut::AtEnd, is_only_copy.then_some(data))
+    let cut = if is_cut { Cut::BeforeLast } else { Cut::AtEnd };
+    let fails: Vec<_> = counting().filter_map(|hit| image.only_copy(hit.structure, cut)).collect();
+    reads_as(outcome, cut, &fails)?;
+    counting().try_for_each(|hit| is_healed(hit.structure.kind, outcome))?;
+    let is_payload = |hit: &Hit<'_>| matches!(hit.structure.kind, Kind::Payload(_));
+    Ok(match (is_cut, fails.is_empty()) {
+        (true, _) => Ending::Cut,
+        (false, false) => Ending::FailedBlocks,
+        (false, true) if counting().any(is_payload) => Ending::Fetched,
+        (false, true) => Ending::Healed,
+    })
 }
 
 /// Whether some finding lies in one of the blocks.
@@ -265,20 +329,19 @@ fn is_footer_of(found: u64, page: u64) -> bool {
     found < page && page < found + 16 && found % 1024 == (256 + 1008) % 1024
 }
 
-/// Whether all blocks read as they should, with one block failing.
-fn reads_as(outcome: &Outcome, cut: Cut, fails: Option<Data>) -> Result<(), String> {
+/// Whether all blocks read as they should, and some, and no others, fail.
+fn reads_as(outcome: &Outcome, cut: Cut, fails: &[Data]) -> Result<(), String> {
     let reads = outcome.read.as_ref().map_err(|error| format!("the start is refused: {error}"))?;
     for (export, blocks) in reads.iter().enumerate() {
         for (read, block) in blocks.iter().zip(0..EXPORT_BLOCKS) {
             let name = EXPORTS[export].0;
-            let may_fail = fails.is_some_and(|f| (f.export, f.block) == (export, block));
-            let is_bad = (export, block) == BAD_BLOCK;
+            let must_fail = (export, block) == BAD_BLOCK
+                || fails.iter().any(|data| (data.export, data.block) == (export, block));
             match read {
-                Ok(_) if is_bad => return Err(format!("{name} block {block} can be read")),
-                Err(_) if is_bad => {}
+                Ok(_) if must_fail => return Err(format!("{name} block {block} can be read")),
+                Err(RequestError::Io) if must_fail => {}
                 Ok(seen) if seen.is_right(cut) => {}
                 Ok(_) => return Err(format!("{name} block {block} reads as something else")),
-                Err(_) if may_fail => {}
                 Err(error) => return Err(format!("{name} block {block}: {error}")),
             }
         }
@@ -286,27 +349,19 @@ fn reads_as(outcome: &Outcome, cut: Cut, fails: Option<Data>) -> Result<(), Stri
     Ok(())
 }
 
-fn reads_right_or_fails(outcome: &Outcome) -> Result<(), String> {
-    let Ok(reads) = &outcome.read else { return Ok(()) };
-    for (export, blocks) in reads.iter().enumerate() {
-        for (read, block) in blocks.iter().zip(0..EXPORT_BLOCKS) {
-            let is_right = |seen: Seen| seen.is_right(Cut::BeforeLast) || seen.is_right(Cut::AtEnd);
-            if read.is_ok_and(|seen| !is_right(seen)) {
-                return Err(format!("{} block {block} reads as something else", EXPORTS[export].0));
-            }
-        }
+/// What `check` calls a structure that a start writes anew where it is damaged.
+const fn name_of_copied(kind: Kind) -> Option<&'static str> {
+    match kind {
+        Kind::Superblock => Some("superblock"),
+        Kind::ExportTable => Some("export table"),
+        Kind::Footer => Some("footer"),
+        _ => None,
     }
-    Ok(())
 }
 
 /// Whether both copies are good after the start.
 fn is_healed(kind: Kind, outcome: &Outcome) -> Result<(), String> {
-    let name = match kind {
-        Kind::Superblock => "superblock",
-        Kind::ExportTable => "export table",
-        Kind::Footer => "footer",
-        _ => return Ok(()),
-    };
+    let Some(name) = name_of_copied(kind) else { return Ok(()) };
     let Some(rechecked) = &outcome.rechecked else { return Ok(()) };
     let report = rechecked.as_ref().map_err(|error| format!("check refuses: {error}"))?;
     // Of a footer only its padding is not read by recovery, and so not written anew.
@@ -400,6 +455,46 @@ pub fn run(scope: Scope, threads: usize, found: impl Fn(&Undetected) + Sync) -> 
 pub fn run_undamaged() -> Result<Report, String> {
     let image = Image::new();
     let outcome = Trials::default().run(Overlay::new(&image, []), true);
-    reads_as(&outcome, Cut::AtEnd, None)?;
+    reads_as(&outcome, Cut::AtEnd, &[])?;
     outcome.checked.map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The swapped structures, what becomes of them if it shows in so many blocks only, and whether
+    /// that passes for the whole.
+    fn judge_part(at: usize, shown: usize) -> Result<Ending, String> {
+        let image = Image::new();
+        let (hits, mut changed) = damaged(&image, at, Damage::Swapped);
+        changed.truncate(shown);
+        let outcome = Trials::default().run(Overlay::new(&image, changed), false);
+        verdict(&image, &hits, Damage::Swapped, &outcome)
+    }
+
+    fn find(image: &Image, is_it: impl Fn(&Structure) -> bool) -> usize {
+        image.structures.iter().position(is_it).expect("one of this kind")
+    }
+
+    #[test]
+    fn both_of_two_that_were_swapped_must_be_found() {
+        let image = Image::new();
+        let is_dirty = |one: &Structure| matches!(one.kind, Kind::Payload(data) if data.dirty);
+        for at in [find(&image, is_dirty), find(&image, |one| one.kind == Kind::Footer)] {
+            assert!(judge_part(at, 2).is_ok());
+            assert!(judge_part(at, 1).is_err(), "the other one is as it was");
+            assert!(judge_part(at, 0).is_err(), "both are");
+        }
+    }
+
+    #[test]
+    fn damage_that_changes_nothing_is_no_trial() {
+        let mut image = Image::new();
+        let at = find(&image, |one| one.kind == Kind::Superblock);
+        image.structures[at].earlier = vec![**image.pages[at].as_ref().expect("it was written")];
+        let mut tally = Tally::default();
+        assert!(judge(&Trials::default(), &image, at, Damage::Aged, &mut tally).is_err());
+        assert_eq!(tally.trials, 1);
+    }
 }
