@@ -71,7 +71,7 @@ async function restartUnderPrintedCommand(guest: Guest): Promise<void> {
     echo $! > /run/attach.pid
     for i in $(seq 600); do grep -q 'is attached' /run/attach.log && break; sleep 0.1; done
     grep '^/dev/nbd0 is attached' /run/attach.log
-    ! grep 'not in place' /run/attach.log
+    never grep 'not in place' /run/attach.log
     mount /dev/nbd0 /mnt`);
   await startWriter(guest);
   for (const signal of ['KILL', 'TERM']) {
@@ -89,7 +89,9 @@ async function restartUnderPrintedCommand(guest: Guest): Promise<void> {
   }
   await endWriter(guest);
   await guest.run(`
-    sha256sum --check --quiet /run/sums && umount /mnt && fsck.ext4 -f -n /dev/nbd0
+    sha256sum --check --quiet /run/sums
+    umount /mnt
+    fsck.ext4 -f -n /dev/nbd0
     kill -TERM $(pgrep -f 'ringfence attach')
     for i in $(seq 200); do [ -e /sys/block/nbd0/pid ] || exit 0; sleep 0.1; done
     cat /run/attach.log; exit 1`);
@@ -119,18 +121,24 @@ test.serial('in the guest every guard is up, and a filesystem works on the daemo
   await guest.run(`
     nbd-client -unix /run/nbd.sock /dev/nbd0 -name disk
     for i in $(seq 100); do [ "$(cat /sys/block/nbd0/size)" != 0 ] && break; sleep 0.1; done
-    mkfs.ext4 -q /dev/nbd0 && mount /dev/nbd0 /mnt
+    mkfs.ext4 -q /dev/nbd0
+    mount /dev/nbd0 /mnt
     dd if=/dev/urandom of=/mnt/large bs=1M count=24 status=none
     sha256sum /mnt/large > /run/sums
-    umount /mnt && echo 3 > /proc/sys/vm/drop_caches
-    mount /dev/nbd0 /mnt && sha256sum --check --quiet /run/sums
-    umount /mnt && nbd-client -d /dev/nbd0`);
+    umount /mnt
+    echo 3 > /proc/sys/vm/drop_caches
+    mount /dev/nbd0 /mnt
+    sha256sum --check --quiet /run/sums
+    umount /mnt
+    nbd-client -d /dev/nbd0`);
   await restartUnderPrintedCommand(guest);
   await guest.run(`${PRELUDE}
     ringfence drain ${CONTROL}
     kill -TERM $(cat /run/daemon.pid)
     for i in $(seq 200); do kill -0 $(cat /run/daemon.pid) 2>/dev/null || break; sleep 0.1; done
-    ! kill -0 $(cat /run/daemon.pid) 2>/dev/null
-    mount -o ro /dev/vdb /mnt && sha256sum --check --quiet /run/sums && umount /mnt
+    never kill -0 $(cat /run/daemon.pid) 2>/dev/null
+    mount -o ro /dev/vdb /mnt
+    sha256sum --check --quiet /run/sums
+    umount /mnt
     fsck.ext4 -f -n /dev/vdb`);
 });

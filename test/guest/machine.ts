@@ -43,6 +43,15 @@ export PATH='${dirname(process.execPath)}':$PATH
 RINGFENCE='${join(projectRoot, 'bin', 'ringfence')}'
 `;
 
+/**
+ * What every script begins with. The shell passes over a command behind `!` that succeeds, and over
+ * one that fails in front of the last `&&`: `never` says of a command that it must fail, and what
+ * else must hold stands on a line of its own.
+ */
+const SCRIPT_PRELUDE = `set -e
+never() { if "$@"; then echo "this must not succeed: $*"; return 1; fi; }
+`;
+
 const MEMORY = '2G';
 const BOOT_MS = 120_000;
 const VIRTIOFSD = '/usr/lib/qemu/virtiofsd';
@@ -201,7 +210,7 @@ export async function startGuest(
   return {
     runAnyway,
     run: async (script, limitMs) => {
-      const result = await runAnyway(`set -e\n${script}`, limitMs);
+      const result = await runAnyway(`${SCRIPT_PRELUDE}${script}`, limitMs);
       if (result.exitCode === 0) return result.output;
       throw new Error(
         `in the guest, exit code ${result.exitCode}:\n${script}\n${result.output}\n` +

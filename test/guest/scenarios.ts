@@ -42,11 +42,11 @@ async function fill(guest: Guest): Promise<void> {
     cp -r /usr/lib/python3.11/json /usr/lib/python3.11/email /mnt/small/
     dd if=/dev/urandom of=/mnt/large bs=1M count=24 status=none
     for i in $(seq 200); do echo "file $i" > /mnt/small/$i; done
-    cd /mnt && find . -type f | sort | xargs sha256sum > /run/sums
+    find /mnt -type f | sort | xargs sha256sum > /run/sums
     wc -l < /run/sums`);
 }
 
-const compareFiles = 'cd /mnt && sha256sum --check --quiet /run/sums && cd /';
+const compareFiles = 'sha256sum --check --quiet /run/sums';
 const dropCaches = 'echo 3 > /proc/sys/vm/drop_caches';
 const checkFilesystem = `fsck.ext4 -f -n ${DEVICE}`;
 
@@ -67,12 +67,12 @@ export async function killBetweenSyncAndRemount(guest: Guest, server: GuestServe
   await guest.run(`
     mount ${DEVICE} /mnt
     dd if=/dev/urandom of=/mnt/after bs=1M count=8 status=none
-    cd /mnt && sha256sum ./after >> /run/sums && cd /
+    sha256sum /mnt/after >> /run/sums
     sync`);
   await server.kill();
   // The device is dead: what was not synced may be lost, and the kernel says so.
   await guest.runAnyway(`umount /mnt; nbd-client -d ${DEVICE}`);
-  await guest.run('! mountpoint -q /mnt');
+  await guest.run('never mountpoint -q /mnt');
   await waitUntil(
     async () => (await guest.runAnyway('test ! -e /sys/block/nbd0/pid')).exitCode === 0,
     () => `the kernel keeps ${DEVICE}:\n${guest.console()}`,
@@ -109,20 +109,22 @@ export async function endAttach(guest: Guest, signal: 'TERM' | 'KILL'): Promise<
   return guest.run(`
     kill -${signal} $(cat /run/attach.pid)
     for i in $(seq 200); do kill -0 $(cat /run/attach.pid) 2>/dev/null || break; sleep 0.1; done
-    ! kill -0 $(cat /run/attach.pid) 2>/dev/null
+    never kill -0 $(cat /run/attach.pid) 2>/dev/null
     cat /run/attach.log`);
 }
 
 /**
  * Starts a writer that writes and syncs files on the mounted filesystem until it is ended, and
- * beside it one that keeps 16 requests in flight, so that a restart always finds some, and that
- * gives up at the first error.
+ * beside it one that keeps 16 requests in flight, so that a restart always finds some, that reads
+ * back what it wrote 256 blocks at a time, and that gives up at the first error or difference.
  */
 export async function startWriter(guest: Guest): Promise<void> {
   await guest.run(`
     dmesg --clear
-    rm -f /run/enough
-    mkdir -p /mnt/live && : > /run/written && : > /run/failed
+    rm -f /run/enough /run/heavy.json
+    mkdir -p /mnt/live
+    : > /run/written
+    : > /run/failed
     cat > /run/writer.sh <<'END'
 i=0
 while [ ! -e /run/enough ]; do
@@ -136,8 +138,12 @@ done
 END
     nohup sh /run/writer.sh > /run/writer.log 2>&1 &
     echo $! > /run/writer.pid
-    nohup fio --name=heavy --filename=/mnt/heavy --size=16m --rw=randrw --bs=4k --direct=1 \
-      --ioengine=libaio --iodepth=16 --time_based --runtime=7200 > /run/heavy.log 2>&1 &
+    # fio tells a block of an earlier pass only if it counts passes (time_based does not), and one
+    # of an earlier run only if each run has an order of its own (randrepeat).
+    nohup fio --name=heavy --filename=/mnt/heavy --size=16m --rw=randwrite --bs=4k --direct=1 \
+      --overwrite=1 --ioengine=libaio --iodepth=16 --loops=1000000 --randrepeat=0 \
+      --verify=crc32c --verify_fatal=1 --verify_backlog=256 --verify_state_save=0 \
+      --output-format=json --output=/run/heavy.json > /run/heavy.log 2>&1 &
     echo $! > /run/heavy.pid`);
 }
 
@@ -162,6 +168,16 @@ async function attachedAgain(guest: Guest, times: number): Promise<void> {
   );
 }
 
+/** The error number that fio's only job ended with, and how much it read back. */
+function heavyResult(output: string): { readonly error: number; readonly readBytes: number } {
+  const { jobs } = JSON.parse(output.slice(output.indexOf('{'))) as {
+    jobs: readonly { error: number; read: { io_bytes: number } }[];
+  };
+  const [job] = jobs;
+  if (job === undefined) throw new Error(`fio tells of no job:\n${output}`);
+  return { error: job.error, readBytes: job.read.io_bytes };
+}
+
 /** Ends the writer: nothing failed, every file reads back from the device, no error was logged. */
 export async function endWriter(guest: Guest): Promise<number> {
   await guest.run(`
@@ -170,12 +186,20 @@ export async function endWriter(guest: Guest): Promise<number> {
     for pid in $(cat /run/writer.pid /run/heavy.pid); do
       for i in $(seq 600); do kill -0 $pid 2>/dev/null || break; sleep 0.1; done
     done
-    ! kill -0 $(cat /run/heavy.pid) 2>/dev/null
-    ! kill -0 $(cat /run/writer.pid) 2>/dev/null
+    never kill -0 $(cat /run/heavy.pid) 2>/dev/null
+    never kill -0 $(cat /run/writer.pid) 2>/dev/null
     if [ -s /run/failed ]; then cat /run/failed /run/writer.log; dmesg | tail -n 20; exit 1; fi
-    sync && ${dropCaches}
+    sync
+    ${dropCaches}
     sha256sum --check --quiet /run/written
-    ! dmesg | grep -E 'I/O error|EXT4-fs error|Remounting filesystem read-only' | grep nbd0`);
+    dmesg > /run/dmesg
+    errors='I/O error|EXT4-fs error|Remounting filesystem read-only'
+    grep nbd0 /run/dmesg | never grep -E "$errors"`);
+  const { error, readBytes } = heavyResult(await guest.run('cat /run/heavy.json'));
+  if (error !== 0 || readBytes === 0) {
+    const log = await guest.run('cat /run/heavy.log');
+    throw new Error(`fio ended with ${error}, and read ${readBytes} bytes back:\n${log}`);
+  }
   return Number(await guest.run('wc -l < /run/written'));
 }
 
@@ -278,9 +302,9 @@ export async function outlastDeadTimeout(
   const said = await guest.run(`${ringfencePrelude}
     grep 'fail from now on' /run/attach.log
     node "$RINGFENCE" detach --force ${DEVICE}
-    mountpoint -q /mnt && umount /mnt
+    umount /mnt
     for i in $(seq 200); do kill -0 $(cat /run/attach.pid) 2>/dev/null || break; sleep 0.1; done
-    ! kill -0 $(cat /run/attach.pid) 2>/dev/null
+    never kill -0 $(cat /run/attach.pid) 2>/dev/null
     test ! -e /sys/block/nbd0/pid
     cat /run/attach.log`);
   if (!said.includes('detached by somebody else')) throw new Error(`attach said: ${said}`);

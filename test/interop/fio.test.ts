@@ -47,8 +47,8 @@ for (const [what, size] of [
     await ask(daemon, 'drain');
     const again = await fio(uri, [...write, '--verify_only=1']);
     t.deepEqual(
-      again.map((job) => job.error),
-      jobs.map(() => 0),
+      again.map((job) => [job.error, job.read.io_bytes]),
+      jobs.map(() => [0, AREA_BYTES]),
     );
   });
 }
