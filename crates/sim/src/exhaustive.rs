@@ -1,8 +1,10 @@
 //! Exhaustive small worlds: every short sequence of operations over four blocks, and at every
 //! moment of its last operation a power cut with every subset of the unflushed device writes
-//! surviving. (The moments of the operations before it belong to the shorter sequences.)
+//! surviving. (The moments of the operations before it belong to the shorter sequences.) A restart
+//! that comes last is cut after each of its own device writes, too.
 
 use crate::client::{Wish, WishKind};
+use crate::faults::FaultKind;
 use crate::life::Life;
 use crate::scenario::{Faults, Probing, Scenario};
 use crate::threads::on_threads;
@@ -99,6 +101,8 @@ pub struct Exhausted {
     pub sequences: u64,
     /// Crashes, each with a restart and everything read.
     pub crash_points: u64,
+    /// Restarts in the midst of which the power was cut.
+    pub cuts_in_recovery: u64,
     /// Sequences that broke a promise.
     pub broken: Vec<(Vec<Operation>, Pace, Violation)>,
 }
@@ -127,6 +131,7 @@ pub fn exhaust(length: u32, threads: usize) -> Exhausted {
     for some in on_threads(threads, work) {
         all.sequences += some.sequences;
         all.crash_points += some.crash_points;
+        all.cuts_in_recovery += some.cuts_in_recovery;
         all.broken.extend(some.broken);
     }
     all
@@ -146,6 +151,7 @@ fn run_sequence(start: &World, sequence: &[Operation], exhausted: &mut Exhausted
         let result = result
             .unwrap_or_else(|_| Err(Violation::new(Kind::Panic, "see standard error".into())));
         exhausted.crash_points += world.tally.crash_points;
+        exhausted.cuts_in_recovery += world.tally.faults.of(FaultKind::CutInRecovery);
         if let Err(violation) = result {
             exhausted.broken.push((sequence.to_vec(), pace, violation));
         }
@@ -269,7 +275,9 @@ fn perform(
         _ => {
             drop(life);
             world.kill()?;
+            world.exhaust_recovery::<Engine>()?;
             life = world.open::<Engine>(false)?;
+            world.exhaust_if_due::<Engine>()?;
         }
     }
     Ok(life)

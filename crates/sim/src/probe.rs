@@ -79,15 +79,45 @@ impl World {
         self.exhausted = state;
         let mut fallen = self.clone();
         fallen.exhausting = false;
-        fallen.crash_around(End::PowerCut)?;
-        for survivors in subsets(writes) {
-            let mut world = fallen.clone();
+        fallen.crash_everywhere::<C>()?;
+        self.tally = fallen.tally;
+        Ok(())
+    }
+
+    /// The power fails, with every subset of the unflushed device writes surviving, one after the
+    /// other; each time the cache is opened and everything read.
+    fn crash_everywhere<C: Core>(&mut self) -> Result<(), Violation> {
+        self.crash_around(End::PowerCut)?;
+        for survivors in subsets(self.device.pending_writes()) {
+            let mut world = self.clone();
             world.device.power_cut_keeping(survivors);
             let mut life: Life<C> = world.open(false)?;
             world.check_restart(&mut life)?;
-            fallen.tally = world.tally;
+            self.tally = world.tally;
         }
-        self.tally = fallen.tally;
+        Ok(())
+    }
+
+    /// Where every crash is tried, and a killed process is about to come back: cuts its recovery
+    /// after each of its writes and flushes.
+    pub(crate) fn exhaust_recovery<C: Core>(&mut self) -> Result<(), Violation> {
+        if !self.exhausting {
+            return Ok(());
+        }
+        let mut tried = None;
+        for cut_after in 0.. {
+            let mut fallen = self.clone();
+            fallen.exhausting = false;
+            if !fallen.is_cut_while_opening::<C>(cut_after)? {
+                break;
+            }
+            // Between a write and the flush behind it nothing changes.
+            let state = (fallen.device.pending_writes(), fallen.device.writes_submitted());
+            if tried.replace(state) != Some(state) {
+                fallen.crash_everywhere::<C>()?;
+            }
+            self.tally = fallen.tally;
+        }
         Ok(())
     }
 

@@ -393,6 +393,24 @@ impl World {
         }
     }
 
+    /// Opens the cache with the power failing in the write or flush after `cut_after` others.
+    /// Whether there were so many.
+    pub(crate) fn is_cut_while_opening<C: Core>(
+        &mut self,
+        cut_after: u64,
+    ) -> Result<bool, Violation> {
+        let options: Vec<_> =
+            self.scenario.served().map(|(_, export)| export.options.clone()).collect();
+        match self.try_open::<C>(&options, Some(cut_after), 0..0) {
+            Err(PowerCut) => {
+                self.tally.faults.count(FaultKind::CutInRecovery);
+                Ok(true)
+            }
+            Ok(Ok(_)) => Ok(false),
+            Ok(Err(error)) => Err(Violation::new(Kind::OpenRefused, error.to_string())),
+        }
+    }
+
     /// Opens the cache once. The outer error is a power cut.
     fn try_open<C: Core>(
         &mut self,

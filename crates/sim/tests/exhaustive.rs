@@ -17,10 +17,16 @@ fn every_short_sequence_survives_every_crash() {
             println!("{sequence:?} {pace:?}: {violation}");
         }
         let (sequences, crash_points) = (exhausted.sequences, exhausted.crash_points);
-        println!("length {length}: {sequences} sequences, {crash_points} crash points");
+        let cuts = exhausted.cuts_in_recovery;
+        println!(
+            "length {length}: {sequences} sequences, {crash_points} crash points, {cuts} cuts in \
+             recovery"
+        );
         assert!(exhausted.broken.is_empty(), "{} sequences failed", exhausted.broken.len());
         assert_eq!(sequences, (OPERATIONS.len() as u64).pow(length));
         assert!(crash_points > 10 * sequences, "unflushed writes were left out");
+        // One sequence of ten ends with a restart, at both paces: two writes or more, each flushed.
+        assert!(cuts >= 2 * 4 * sequences / 10, "recoveries were left out: {cuts} cuts");
         total += crash_points;
     }
     assert!(total > CRASH_POINTS_MIN, "{total} crash points");
