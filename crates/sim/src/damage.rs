@@ -330,21 +330,18 @@ impl World {
     /// a segment of which nothing is left does not count (decision 0013).
     fn known_durable(&self, superblock: &Superblock, cut_use: u64) -> u64 {
         let mut by_use = BTreeMap::new();
-        let mut block = [0; BLOCK_BYTES];
         let payload_pages = SEGMENT_PAGES - footer_bytes(SEGMENT_BYTES_MIN) / BLOCK_BYTES_U64;
         for page in LOG_PAGE..self.device.size_bytes() / BLOCK_BYTES_U64 {
             let in_segment = (page - LOG_PAGE) % SEGMENT_PAGES;
-            if in_segment >= payload_pages || !self.device.has_page(page) {
-                continue;
-            }
-            self.device.read(page * BLOCK_BYTES_U64, &mut block);
+            let shown = self.device.page(page).filter(|_| in_segment < payload_pages);
+            let Some(block) = shown else { continue };
             let expectation = HeaderExpectation {
                 cache_uuid: &superblock.cache_uuid,
                 secret: &superblock.secret,
                 device_offset: page * BLOCK_BYTES_U64,
                 payload_blocks_max: (payload_pages - in_segment - 1) as usize,
             };
-            if let Ok(header) = RecordHeader::parse(&block, &expectation)
+            if let Ok(header) = RecordHeader::parse(block, &expectation)
                 && header.incarnation.get() + 1 == superblock.incarnation.get()
             {
                 let durable = by_use.entry(header.segment_use.get()).or_insert(0);

@@ -245,10 +245,10 @@ impl SimDevice {
         self.change_page(index, &|page| page[bit / 8] ^= 1 << (bit % 8));
     }
 
-    /// Whether a page was ever written.
+    /// What a page shows, if it was ever written.
     #[must_use]
-    pub fn has_page(&self, page: u64) -> bool {
-        self.live.page(usize::try_from(page).expect("a small device")).is_some()
+    pub fn page(&self, page: u64) -> Option<&[u8; BLOCK_BYTES]> {
+        self.live.page(usize::try_from(page).expect("a small device")).map(Rc::as_ref)
     }
 
     /// What a page shows, and what it would show after a power cut or a write in flight.

@@ -82,6 +82,8 @@ fault_kinds! {
     ExportLeftOut,
     /// The start refused settings that what the log holds does not allow.
     SettingsRefused,
+    /// The device was formatted with another cache's log on it.
+    FormattedAgain,
 }
 
 /// How often each kind of fault happened.

@@ -13,6 +13,7 @@
 //! | [`device`], [`origin`] | what shows, and what a power cut leaves |
 //! | [`faults`] | what can go wrong, and how often it did |
 //! | [`damage`] | quiet faults of the device, and what they explain |
+//! | `former` | the cache that the device held before |
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
 //! | [`shared`] | what makes a clone of a world cheap |
@@ -32,6 +33,7 @@ pub mod device;
 pub mod exhaustive;
 pub mod failures;
 pub mod faults;
+mod former;
 pub mod hang;
 mod io;
 mod life;

@@ -179,6 +179,8 @@ pub struct Scenario {
     pub lives: u32,
     /// Whether the operator changes the settings between lives, and which exports are served.
     pub lives_differ: bool,
+    /// Whether the device held another cache before it was formatted, and still has its log.
+    pub formatted_before: bool,
     /// Whether clients ask for other things in each life, and for more or less.
     pub moods_change: bool,
     /// Whether lives are long and writes large, so that the log is filled several times.
@@ -245,6 +247,7 @@ impl Scenario {
             lives: u32::try_from(random.between(1, (40_000 / steps_max).clamp(3, 24)))
                 .expect("a few"),
             lives_differ: false,
+            formatted_before: false,
             moods_change: false,
             steps_max,
             device_ns: random.magnitude(5_000, 1_000_000),
@@ -262,6 +265,7 @@ impl Scenario {
         scenario.draw_small_index();
         scenario.draw_differing_lives();
         scenario.draw_changing_moods();
+        scenario.draw_former_cache();
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
@@ -305,6 +309,14 @@ impl Scenario {
     fn draw_changing_moods(&mut self) {
         let mut random = Random::new(self.seed ^ 0x41fc);
         self.moods_change = !self.churns && random.percent(25);
+    }
+
+    /// Draws whether the device held another cache before: from a number of its own, too, by which
+    /// no seed that failed before there was such a thing has it. Quiet faults bring it back.
+    fn draw_former_cache(&mut self) {
+        let mut random = Random::new(self.seed ^ 0xfcc5);
+        let is_quiet = self.faults.quiet_device() > 0;
+        self.formatted_before = random.percent(if is_quiet { 20 } else { 3 });
     }
 
     /// Draws what the clients of the next life ask for. What a power cut leaves behind the log's

@@ -74,11 +74,11 @@ impl Tally {
 }
 
 /// A freshly opened engine and the memory it works in.
-struct Opened<C> {
-    core: C,
-    plan: ReservePlan,
-    memory: Lease,
-    exports: Vec<OpenedExport>,
+pub(crate) struct Opened<C> {
+    pub(crate) core: C,
+    pub(crate) plan: ReservePlan,
+    pub(crate) memory: Lease,
+    pub(crate) exports: Vec<OpenedExport>,
 }
 
 /// What reading everything after a restart has shown.
@@ -213,6 +213,9 @@ impl World {
     }
 
     fn live<C: Core>(&mut self) -> Result<(), Violation> {
+        if self.scenario.formatted_before {
+            self.live_before::<C>()?;
+        }
         self.format::<C>()?;
         if self.scenario.faults.device_stale > 0 {
             self.device.keep_earlier();
@@ -412,7 +415,7 @@ impl World {
     }
 
     /// Opens the cache once. The outer error is a power cut.
-    fn try_open<C: Core>(
+    pub(crate) fn try_open<C: Core>(
         &mut self,
         options: &[ExportOptions],
         cut_after: Option<u64>,

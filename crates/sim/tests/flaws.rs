@@ -16,6 +16,7 @@ fn scenario(seed: u64) -> Scenario {
     scenario.exports.truncate(1);
     scenario.lives_differ = false;
     scenario.moods_change = false;
+    scenario.formatted_before = seed.is_multiple_of(2);
     let options = &mut scenario.exports[0].options;
     options.origin.size_bytes = options.origin.size_bytes.min(128 << 10);
     options.mode = Mode::Writeback;
@@ -127,6 +128,11 @@ fn memory_that_changes_while_it_is_written_is_found() {
 #[test]
 fn a_drain_answered_too_early_is_found() {
     find(flaw::EARLY_DRAIN, &[Kind::OriginBehind]);
+}
+
+#[test]
+fn what_another_cache_left_is_found() {
+    find(flaw::BELIEVES_FORMER, &[Kind::Garbage]);
 }
 
 #[test]

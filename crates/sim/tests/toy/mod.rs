@@ -42,6 +42,8 @@ pub mod flaw {
     pub const EARLY_DRAIN: u8 = 11;
     /// A request is forgotten.
     pub const FORGETS: u8 = 12;
+    /// What another cache left on the device is believed.
+    pub const BELIEVES_FORMER: u8 = 13;
 }
 
 thread_local! {
@@ -288,8 +290,12 @@ impl Toy {
 }
 
 impl Core for Toy {
-    fn format(_: &mut dyn Storage, _: &FormatOptions) -> Result<(), String> {
-        Ok(())
+    fn format(storage: &mut dyn Storage, _: &FormatOptions) -> Result<(), String> {
+        if BUILT_IN.get() == flaw::BELIEVES_FORMER {
+            return Ok(());
+        }
+        let erased = PLACES.iter().try_for_each(|place| storage.write(*place, &[0; HEADER_BYTES]));
+        erased.and_then(|()| storage.flush()).map_err(|error| error.to_string())
     }
 
     fn open(
