@@ -101,6 +101,8 @@ pub struct Exhausted {
     pub sequences: u64,
     /// Crashes, each with a restart and everything read.
     pub crash_points: u64,
+    /// Those of them behind which nothing was gone: all, but where a promise was broken.
+    pub points_without_loss: u64,
     /// Restarts in the midst of which the power was cut.
     pub cuts_in_recovery: u64,
     /// Sequences that broke a promise.
@@ -131,6 +133,7 @@ pub fn exhaust(length: u32, threads: usize) -> Exhausted {
     for some in on_threads(threads, work) {
         all.sequences += some.sequences;
         all.crash_points += some.crash_points;
+        all.points_without_loss += some.points_without_loss;
         all.cuts_in_recovery += some.cuts_in_recovery;
         all.broken.extend(some.broken);
     }
@@ -151,6 +154,7 @@ fn run_sequence(start: &World, sequence: &[Operation], exhausted: &mut Exhausted
         let result = result
             .unwrap_or_else(|_| Err(Violation::new(Kind::Panic, "see standard error".into())));
         exhausted.crash_points += world.tally.crash_points;
+        exhausted.points_without_loss += world.tally.points_without_loss;
         exhausted.cuts_in_recovery += world.tally.faults.of(FaultKind::CutInRecovery);
         if let Err(violation) = result {
             exhausted.broken.push((sequence.to_vec(), pace, violation));

@@ -275,10 +275,10 @@ fn run(options: &Options) -> ExitCode {
 
 /// What happened in one world or many.
 fn counts(tally: &Tally) -> String {
-    let Tally { crash_points, operations, laps, tier_hits, .. } = tally;
+    let Tally { crash_points, points_without_loss, operations, laps, tier_hits, .. } = tally;
     format!(
-        "{crash_points} crash points, {operations} operations, {laps} laps of the log, \
-         {tier_hits} hits of the memory tier"
+        "{crash_points} crash points ({points_without_loss} without any loss), {operations} \
+         operations, {laps} laps of the log, {tier_hits} hits of the memory tier"
     )
 }
 

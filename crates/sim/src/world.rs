@@ -37,6 +37,8 @@ const CHANGES_IN_RECOVERY_MAX: u64 = 16;
 pub struct Tally {
     /// Crashes after which the cache was opened again and read.
     pub crash_points: u64,
+    /// Those of them behind which nothing was gone, explained or not, and everything could be read.
+    pub points_without_loss: u64,
     /// Requests of clients.
     pub operations: u64,
     /// Requests that ended with an error.
@@ -61,6 +63,7 @@ impl Tally {
     /// Adds another tally to this one.
     pub fn add(&mut self, other: &Self) {
         self.crash_points += other.crash_points;
+        self.points_without_loss += other.points_without_loss;
         self.operations += other.operations;
         self.errors += other.errors;
         self.steps += other.steps;
@@ -522,6 +525,7 @@ impl World {
         for value in self.contents.iter().flatten() {
             self.trace.mix(u64::from(*value));
         }
+        let is_readable = !self.contents.iter().flatten().any(|value| *value == UNREADABLE);
         // Only where damage may explain something they are needed once more.
         let kept = self.damage.any().then(|| self.contents.clone());
         let contents = std::mem::take(&mut self.contents);
@@ -535,6 +539,7 @@ impl World {
         let unexplained = match checked {
             Ok(resolution) if !self.is_loss_new => {
                 self.trace.line(self.now_ns, || "everything read and as it should be".into());
+                self.tally.points_without_loss += u64::from(is_readable);
                 return Ok(Restart::Whole(resolution));
             }
             // It may show later, or to those who know less.

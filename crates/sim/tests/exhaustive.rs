@@ -24,6 +24,7 @@ fn every_short_sequence_survives_every_crash() {
         );
         assert!(exhausted.broken.is_empty(), "{} sequences failed", exhausted.broken.len());
         assert_eq!(sequences, (OPERATIONS.len() as u64).pow(length));
+        assert_eq!(exhausted.points_without_loss, crash_points, "nothing excuses a loss here");
         assert!(crash_points > 10 * sequences, "unflushed writes were left out");
         // One sequence of ten ends with a restart, at both paces: two writes or more, each flushed.
         assert!(cuts >= 2 * 4 * sequences / 10, "recoveries were left out: {cuts} cuts");
