@@ -1,13 +1,14 @@
 //! `ringfence-sim SEED` replays one world with a trace; `--worlds N` or `--minutes M` run many;
 //! `--bits` damages a small cache in every place.
 
+use ringfence_cache::Engine;
 #[cfg(feature = "canary")]
 use ringfence_cache::canary;
 use ringfence_sim::bits;
 use ringfence_sim::exhaustive::exhaust;
 use ringfence_sim::failures::{self, Case};
-use ringfence_sim::run::{Report, run_many, run_seed};
-use ringfence_sim::scenario::ChosenFailure;
+use ringfence_sim::run::{Report, run_many, run_scenario};
+use ringfence_sim::scenario::{ChosenFailure, Scenario};
 use ringfence_sim::threads::processors;
 use ringfence_sim::trace::Sink;
 use ringfence_sim::world::Tally;
@@ -15,15 +16,17 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-const USAGE: &str = "usage: ringfence-sim SEED [--digest]
-       ringfence-sim --worlds N | --minutes M [--first SEED] [--threads N] [--keep FILE]
-                     [--canary RULE]
+const USAGE: &str = "usage: ringfence-sim SEED [--quiet] [--digest]
+       ringfence-sim --worlds N | --minutes M [--first SEED] [--quiet] [--threads N]
+                     [--keep FILE] [--canary RULE]
        ringfence-sim --exhaustive LENGTH [--threads N]
        ringfence-sim --failures [--case NAME [--io N [--for-ever] [--in-recovery] [--trace]]]
                      [--threads N]
        ringfence-sim --bits [--threads N]
 
 SEED prints everything that happens in its world; --digest leaves that out.
+--quiet gives every world that can have them quiet faults of the cache device: lost and misdirected
+writes, rotten bits, stale sectors. Otherwise a tenth of the worlds has them.
 --canary breaks a rule of the log on purpose and ends with the first world that fails; it needs a
 build with the feature `canary`.";
 
@@ -34,6 +37,8 @@ struct Options {
     trace: bool,
     /// Of one world: what came of it, and nothing else.
     digest: bool,
+    /// Quiet faults wherever a world can have them.
+    quiet: bool,
     worlds: Option<u64>,
     minutes: Option<u64>,
     first: Option<u64>,
@@ -60,6 +65,11 @@ impl Options {
     fn threads(&self) -> usize {
         self.threads.unwrap_or_else(processors)
     }
+
+    /// How worlds are drawn.
+    fn draw(&self) -> fn(u64) -> Scenario {
+        if self.quiet { Scenario::draw_quiet } else { Scenario::draw }
+    }
 }
 
 fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
@@ -71,6 +81,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, String> {
         match argument.as_str() {
             "--trace" => options.trace = true,
             "--digest" => options.digest = true,
+            "--quiet" => options.quiet = true,
             "--bits" => options.bits = true,
             "--worlds" => options.worlds = Some(number(value()?)?),
             "--minutes" => options.minutes = Some(number(value()?)?),
@@ -115,7 +126,7 @@ fn main() -> ExitCode {
         return fail_ios(&options);
     }
     if let Some(seed) = options.seed {
-        return replay(seed, !options.digest);
+        return replay(options.draw()(seed), !options.digest);
     }
     if let Some(length) = options.exhaustive {
         return run_exhaustive(u32::try_from(length).unwrap_or(u32::MAX), options.threads());
@@ -147,12 +158,13 @@ fn break_rule(_rule: u8) -> Result<(), String> {
 }
 
 /// Runs one world and says what came of it.
-fn replay(seed: u64, trace: bool) -> ExitCode {
+fn replay(scenario: Scenario, trace: bool) -> ExitCode {
     let sink = if trace { Sink::Print } else { Sink::Digest };
     if trace {
-        println!("{:#?}", ringfence_sim::scenario::Scenario::draw(seed));
+        println!("{scenario:#?}");
     }
-    let report = run_seed(seed, sink);
+    let seed = scenario.seed;
+    let report = run_scenario::<Engine>(scenario, sink);
     println!(
         "seed {seed}: digest {:016x}, {}; faults: {}",
         report.digest,
@@ -250,10 +262,10 @@ fn run(options: &Options) -> ExitCode {
             // A canary is found once; a run looks for more.
             found.store(options.canary.is_some(), Ordering::Relaxed);
             println!("seed {} failed: {violation}", report.seed);
-            keep(options.keep.as_deref(), report.seed);
+            keep(options, report.seed);
         }
     };
-    let summary = run_many(first, threads, &more, &ended);
+    let summary = run_many(options.draw(), first, threads, &more, &ended);
     let seconds = start.elapsed().as_secs_f64();
     let tally = summary.tally;
     let per_hour = |count: u64| count as f64 * 3600.0 / seconds;
@@ -283,11 +295,12 @@ fn counts(tally: &Tally) -> String {
 }
 
 /// Appends a failing seed to a file, so that it is not lost when the terminal is.
-fn keep(path: Option<&str>, seed: u64) {
+fn keep(options: &Options, seed: u64) {
     use std::io::Write;
-    let Some(path) = path else { return };
+    let Some(path) = &options.keep else { return };
+    let quiet = if options.quiet { " quiet" } else { "" };
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
-    if let Err(error) = file.and_then(|mut file| writeln!(file, "{seed}")) {
+    if let Err(error) = file.and_then(|mut file| writeln!(file, "{seed}{quiet}")) {
         eprintln!("{path}: {error}: seed {seed} is not kept");
     }
 }

@@ -80,9 +80,10 @@ pub struct Summary {
     pub failures: Vec<Report>,
 }
 
-/// Runs the worlds of consecutive seeds on so many threads, from `first` on, until `more` says
-/// no. Each report is handed to `ended` at once.
+/// Runs the worlds that `draw` makes of consecutive seeds on so many threads, from `first` on, until
+/// `more` says no. Each report is handed to `ended` at once.
 pub fn run_many(
+    draw: fn(u64) -> Scenario,
     first: u64,
     threads: usize,
     more: &(dyn Fn(u64) -> bool + Sync),
@@ -98,7 +99,7 @@ pub fn run_many(
                 over.store(true, Ordering::Relaxed);
                 break;
             }
-            let report = run_seed(seed, Sink::Digest);
+            let report = run_scenario::<Engine>(draw(seed), Sink::Digest);
             summary.worlds += 1;
             summary.tally.add(&report.tally);
             ended(&report);

@@ -208,6 +208,17 @@ impl Scenario {
     /// Draws the world of a seed.
     #[must_use]
     pub fn draw(seed: u64) -> Self {
+        Self::draw_with(seed, false)
+    }
+
+    /// Draws the world of a seed as [`Scenario::draw`] does, but with quiet faults of the cache
+    /// device wherever it can have them.
+    #[must_use]
+    pub fn draw_quiet(seed: u64) -> Self {
+        Self::draw_with(seed, true)
+    }
+
+    fn draw_with(seed: u64, always_quiet: bool) -> Self {
         let mut random = Random::new(seed);
         let random = &mut random;
         // Most worlds are small: what a crash point costs is the data that is read after it.
@@ -258,7 +269,7 @@ impl Scenario {
             chosen_failure: None,
         };
         scenario.draw_hangs();
-        scenario.draw_quiet_faults();
+        scenario.draw_quiet_faults(always_quiet);
         if random.percent(7) {
             scenario.fill_to_the_brim(random);
         }
@@ -386,10 +397,12 @@ impl Scenario {
 
     /// Draws whether the cache device damages data quietly: from a number of its own, too. Worlds
     /// with failing reads, which explain everything, have none.
-    fn draw_quiet_faults(&mut self) {
+    fn draw_quiet_faults(&mut self, always: bool) {
         let mut random = Random::new(self.seed ^ 0x0b17);
         let is_clear = self.faults.device_read_rot == 0 && self.faults.device_read_error == 0;
-        if !is_clear || !random.percent(13) {
+        // Drawn in any case: the numbers that follow are the same.
+        let is_drawn = random.percent(13);
+        if !is_clear || !(is_drawn || always) {
             return;
         }
         // Lives are short: some of them should see it early.
@@ -551,5 +564,38 @@ fn draw_faults(random: &mut Random) -> Faults {
         origin_power_percent: rate(70, 10, 90),
         disconnect: rate(30, 1_000, 100_000),
         flood: rate(20, 100, 5_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn worlds_with_quiet_faults_are_those_that_chance_would_have_drawn() {
+        let (mut drawn, mut added) = (0, 0);
+        for seed in 0..200 {
+            let (usual, quiet) = (Scenario::draw(seed), Scenario::draw_quiet(seed));
+            let Faults { device_read_rot, device_read_error, .. } = usual.faults;
+            assert_eq!(quiet.faults.quiet_device() > 0, device_read_rot + device_read_error == 0);
+            if usual.faults.quiet_device() > 0 || quiet.faults.quiet_device() == 0 {
+                assert_eq!(format!("{usual:?}"), format!("{quiet:?}"));
+                drawn += 1;
+            } else {
+                assert!(!quiet.lives_differ);
+                let Faults { device_lost_write, device_misdirected_write, .. } = quiet.faults;
+                let Faults { device_rot, device_stale, .. } = quiet.faults;
+                let faults = Faults {
+                    device_lost_write,
+                    device_misdirected_write,
+                    device_rot,
+                    device_stale,
+                    ..usual.faults
+                };
+                assert_eq!(format!("{faults:?}"), format!("{:?}", quiet.faults));
+                added += 1;
+            }
+        }
+        assert!(drawn > 20 && added > 100, "{drawn} as they were, {added} with quiet faults");
     }
 }

@@ -3,6 +3,7 @@
 
 use ringfence_cache::canary;
 use ringfence_sim::run::{Report, run_many};
+use ringfence_sim::scenario::Scenario;
 use ringfence_sim::threads::processors;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -23,7 +24,7 @@ fn find(rule: u8) -> Option<(u64, String)> {
     let ended = |report: &Report| {
         found.fetch_or(report.result.is_err(), Ordering::Relaxed);
     };
-    let summary = run_many(FIRST, processors(), &more, &ended);
+    let summary = run_many(Scenario::draw, FIRST, processors(), &more, &ended);
     canary::break_rule(NONE);
     let violation = summary.failures.first()?.result.clone().err()?;
     Some((summary.worlds, violation.to_string()))

@@ -1,11 +1,32 @@
 //! The production engine with each I/O of some scenarios failing in turn, once and for ever, while
 //! it serves and while it recovers: no panic, nothing lost, the documented error.
 
-use ringfence_sim::failures::{BROAD, cases, fail_each};
+use ringfence_sim::failures::{BROAD, Case, Setting, Workload, cases, fail_each};
+use ringfence_sim::scenario::ChosenFailure;
 use ringfence_sim::threads::processors;
+use ringfence_sim::trace::Sink;
 
 /// Every so many I/Os; `ringfence-sim --failures` fails each, in all cases.
 const STRIDE: usize = 8;
+
+/// Failures that once broke a promise.
+const REGRESSIONS: [(Case, ChosenFailure); 1] = [
+    // A writethrough write was answered whose data the cache device could not give to the origin.
+    (
+        Case { workload: Workload::Laps, setting: Setting::Writethrough },
+        ChosenFailure { first: 620, for_ever: true, in_recovery: false },
+    ),
+];
+
+#[test]
+fn what_once_failed() {
+    for (case, chosen) in REGRESSIONS {
+        let report = case.run(Some(chosen), Sink::Digest);
+        assert_eq!(report.result, Ok(()), "{case}, {chosen:?}");
+        let usual = case.run(None, Sink::Digest);
+        assert_ne!(report.digest, usual.digest, "{case}, {chosen:?} changes nothing");
+    }
+}
 
 #[test]
 fn each_io_fails_in_turn() {

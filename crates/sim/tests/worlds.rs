@@ -1,6 +1,8 @@
 //! The production engine in many worlds: first the seeds that once failed, then a fixed number.
 
-use ringfence_sim::run::{Summary, run_many, run_seed};
+use ringfence_cache::Engine;
+use ringfence_sim::run::{Summary, run_many, run_scenario, run_seed};
+use ringfence_sim::scenario::Scenario;
 use ringfence_sim::threads::processors;
 use ringfence_sim::trace::Sink;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,22 +15,29 @@ const WORLDS_MAX: u64 = 2_000;
 /// Away from the seeds that are run by hand, which count from one.
 const FIRST: u64 = 1_000_000;
 
-fn regression_seeds() -> impl Iterator<Item = u64> {
-    include_str!("../seeds.txt")
-        .lines()
-        .filter(|line| !line.trim_start().starts_with('#'))
-        .filter_map(|line| line.split_whitespace().next())
-        .map(|seed| seed.parse().expect("a seed at the start of each line"))
+/// The worlds that once failed, with the arguments that replay each.
+fn regressions() -> impl Iterator<Item = (Scenario, String)> {
+    let lines = include_str!("../seeds.txt").lines();
+    lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(|line| {
+        let mut words = line.split_whitespace();
+        let seed = words.next().and_then(|seed| seed.parse().ok());
+        let seed = seed.expect("a seed at the start of each line");
+        match words.next() {
+            Some("quiet") => (Scenario::draw_quiet(seed), format!("{seed} --quiet")),
+            _ => (Scenario::draw(seed), format!("{seed}")),
+        }
+    })
 }
 
 #[test]
 fn production_engine() {
-    for seed in regression_seeds() {
-        let report = run_seed(seed, Sink::Digest);
-        assert_eq!(report.result, Ok(()), "regression: replay with `npm run sim -- {seed}`");
+    for (scenario, replay) in regressions() {
+        let report = run_scenario::<Engine>(scenario, Sink::Digest);
+        assert_eq!(report.result, Ok(()), "regression: replay with `npm run sim -- {replay}`");
     }
     let points = AtomicU64::new(0);
     let Summary { worlds, tally, failures } = run_many(
+        Scenario::draw,
         FIRST,
         processors(),
         &|seed| {
