@@ -5,6 +5,7 @@
 //! tried on a clone without copying the device.
 
 use crate::random::Random;
+use ringfence_cache::limits::SEGMENTS_OFFSET;
 use ringfence_cache::units::BLOCK_BYTES;
 use ringfence_cache::{ReadPiece, Storage, StorageError};
 use std::collections::VecDeque;
@@ -438,6 +439,9 @@ pub struct BlockingDevice<'a> {
     cut_after: Option<u64>,
     /// Operations that fail, counted from zero.
     failing: Range<u64>,
+    /// Writes of superblocks and export table until one is lost, if one is to be.
+    lost_after: Option<u64>,
+    has_lost: bool,
     /// Operations so far.
     operations: u64,
     /// Those of them that change the device.
@@ -447,12 +451,34 @@ pub struct BlockingDevice<'a> {
 impl<'a> BlockingDevice<'a> {
     /// The device, with the power failing in the write or flush after `cut_after` others.
     pub fn new(device: &'a mut SimDevice, cut_after: Option<u64>) -> Self {
-        Self { device, cut_after, failing: 0..0, operations: 0, changes: 0 }
+        let (failing, lost_after, has_lost) = (0..0, None, false);
+        Self { device, cut_after, failing, lost_after, has_lost, operations: 0, changes: 0 }
     }
 
     /// Lets some operations fail, counted from zero.
     pub fn fail(&mut self, operations: Range<u64>) {
         self.failing = operations;
+    }
+
+    /// Lets one write of a superblock or of the export table be lost, after so many others.
+    pub fn lose(&mut self, after: u64) {
+        self.lost_after = Some(after);
+    }
+
+    /// Whether one was.
+    #[must_use]
+    pub fn has_lost(&self) -> bool {
+        self.has_lost
+    }
+
+    /// Whether a write is the one that is lost.
+    fn loses(&mut self, offset: u64) -> bool {
+        let Some(after) = self.lost_after.filter(|_| offset < SEGMENTS_OFFSET) else {
+            return false;
+        };
+        self.lost_after = after.checked_sub(1);
+        self.has_lost |= after == 0;
+        after == 0
     }
 
     /// How many operations there were.
@@ -495,7 +521,11 @@ impl Storage for BlockingDevice<'_> {
     }
 
     fn write(&mut self, offset: u64, bytes: &[u8]) -> Result<(), StorageError> {
-        let serial = self.device.submit_write(offset, bytes);
+        let serial = if self.loses(offset) {
+            self.device.submit_lost_write(offset, bytes)
+        } else {
+            self.device.submit_write(offset, bytes)
+        };
         if let Err(error) = self.count("write", offset) {
             self.device.fail_write(serial, &mut Random::new(self.operations));
             return Err(error);
@@ -567,6 +597,24 @@ mod tests {
         device.complete_flush(device.cover());
         device.power_cut(&mut Random::new(1));
         assert_eq!(shown(&device, 4096), 7);
+    }
+
+    #[test]
+    fn a_start_loses_one_write_of_a_copy() {
+        for after in 0..4 {
+            let mut device = SimDevice::new(4 << 20);
+            let mut storage = BlockingDevice::new(&mut device, None);
+            storage.lose(after);
+            for offset in [SEGMENTS_OFFSET, 0, 4096, 8192] {
+                storage.write(offset, &[1; BLOCK_BYTES]).expect("a device that does not fail");
+            }
+            storage.flush().expect("a device that does not fail");
+            assert_eq!(storage.has_lost(), after < 3);
+            device.power_cut(&mut Random::new(after));
+            assert_eq!(shown(&device, SEGMENTS_OFFSET), 1, "the log loses nothing");
+            let lost = (0..3).filter(|page| shown(&device, page * 4096) == 0);
+            assert!(lost.eq((0..3).filter(|page| *page == after)));
+        }
     }
 
     #[test]

@@ -82,13 +82,23 @@ fault_kinds! {
     ExportLeftOut,
     /// The start refused settings that what the log holds does not allow.
     SettingsRefused,
+    /// A bit of one of two copies, of a superblock or of the export table, changed by itself.
+    CopyRot,
+    /// A write of one of two copies was reported as done and never happened.
+    CopyLost,
     /// The device was formatted with another cache's log on it.
     FormattedAgain,
 }
 
 /// How often each kind of fault happened.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct FaultCounts([u64; FaultKind::ALL.len()]);
+
+impl Default for FaultCounts {
+    fn default() -> Self {
+        Self([0; FaultKind::ALL.len()])
+    }
+}
 
 impl FaultCounts {
     /// One more.

@@ -44,7 +44,7 @@ impl World {
         for _ in 0..lives {
             let options: Vec<_> =
                 self.scenario.exports.iter().map(|export| export.options.clone()).collect();
-            let opened = self.try_open::<C>(&options, None, 0..0).expect("no power cut");
+            let opened = self.try_open::<C>(&options, None, 0..0, None).expect("no power cut");
             let opened = opened.map_err(|error: OpenError| refused(error.to_string()))?;
             written += Former::new(opened, &mut self.device, &mut random).live(bytes / lives);
             self.device.power_cut(&mut random);

@@ -13,6 +13,7 @@
 //! | [`device`], [`origin`] | what shows, and what a power cut leaves |
 //! | [`faults`] | what can go wrong, and how often it did |
 //! | [`damage`] | quiet faults of the device, and what they explain |
+//! | `copies` | the same of superblocks and export table, whose other copy must do |
 //! | `former` | the cache that the device held before |
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
 //! | [`checker`] | the promises |
@@ -27,6 +28,7 @@ pub mod bits;
 pub mod checker;
 pub mod client;
 pub mod content;
+mod copies;
 pub mod core;
 pub mod damage;
 pub mod device;

@@ -102,6 +102,9 @@ pub struct Faults {
     pub device_rot: u32,
     /// Writes of the cache device after which a sector shows what was there before.
     pub device_stale: u32,
+    /// Percent of starts with one copy rotten or lost, of superblocks or export table; where the
+    /// device has other quiet faults.
+    pub device_copy_percent: u32,
     /// Reads, writes and flushes of origins that fail.
     pub origin_error: u32,
     /// Flushes of origins that fail.
@@ -414,6 +417,12 @@ impl Scenario {
         self.faults.device_misdirected_write = drawn(1);
         self.faults.device_rot = drawn(2);
         self.faults.device_stale = drawn(3);
+        // No seed that failed before there were such faults has them.
+        let mut random = Random::new(self.seed ^ 0xca49);
+        if random.percent(40) {
+            let percent = u32::try_from(random.magnitude(10, 80)).expect("a rate");
+            self.faults.device_copy_percent = percent;
+        }
     }
 
     /// Draws whether origins hang: from a number of its own, so that the worlds of seeds that once
@@ -556,6 +565,7 @@ fn draw_faults(random: &mut Random) -> Faults {
         device_misdirected_write: 0,
         device_rot: 0,
         device_stale: 0,
+        device_copy_percent: 0,
         origin_error: rate(15, 1_000, 50_000),
         origin_flush_error: rate(15, 1_000, 200_000),
         origin_stall: rate(15, 1_000, 20_000),

@@ -3,6 +3,7 @@
 use crate::checker::{Checker, Contents, Loss, OriginLedger, Resolution};
 use crate::client::{Wish, WishKind};
 use crate::content::{self, UNREADABLE, Value, ZEROES};
+use crate::copies::CopyFault;
 use crate::core::Core;
 use crate::damage::Damage;
 use crate::device::{BlockingDevice, PowerCut, SimDevice, Survival};
@@ -328,6 +329,8 @@ impl World {
         let mut cuts_left = if cuts { CUTS_IN_RECOVERY_MAX } else { 0 };
         let mut has_been_cut = false;
         self.accepted_loss = None;
+        let copy_fault = self.draw_copy_fault();
+        let mut lost_copy = copy_fault;
         loop {
             // Down time: a restart is never at once.
             self.now_ns += 1_000_000;
@@ -337,7 +340,7 @@ impl World {
             let failing = self.failing_operations();
             let options: Vec<_> =
                 self.scenario.served().map(|(_, export)| export.options.clone()).collect();
-            let opened = self.try_open::<C>(&options, cut_after, failing.clone());
+            let opened = self.try_open::<C>(&options, cut_after, failing.clone(), lost_copy.take());
             let Opened { core, plan, memory, exports } = match opened {
                 Err(_) => {
                     let again = std::mem::replace(&mut has_been_cut, true);
@@ -380,6 +383,7 @@ impl World {
                 Ok(Ok(parts)) => parts,
             };
             core.check_invariants();
+            self.check_copies(copy_fault)?;
             if self.scenario.serves_a_part() {
                 self.tally.faults.count(FaultKind::ExportLeftOut);
             }
@@ -423,6 +427,7 @@ impl World {
         options: &[ExportOptions],
         cut_after: Option<u64>,
         failing: Range<u64>,
+        copy_fault: Option<CopyFault>,
     ) -> Result<Result<Opened<C>, OpenError>, PowerCut> {
         let plan = self.reserve_plan();
         let mut memory = self.memory.lease(plan.total_bytes());
@@ -434,6 +439,9 @@ impl World {
         let now = now(self);
         let mut storage = BlockingDevice::new(&mut self.device, cut_after);
         storage.fail(failing);
+        if let Some(CopyFault::LostWrite(before)) = copy_fault {
+            storage.lose(before);
+        }
         let opening =
             AssertUnwindSafe(|| C::open(&mut storage, reserve, plan, options, config, now));
         let opened = match catch_unwind(opening) {
@@ -444,9 +452,13 @@ impl World {
                 resume_unwind(other)
             })),
         };
-        let operations = storage.operations();
+        let (operations, has_lost) = (storage.operations(), storage.has_lost());
         self.tally.recovery_ios += operations;
         self.trace.line(self.now_ns, || format!("opened with {operations} device operations"));
+        if has_lost {
+            self.tally.faults.count(FaultKind::CopyLost);
+            self.trace.line(self.now_ns, || format!("a copy is lost: {copy_fault:?}"));
+        }
         opened
     }
 
