@@ -8,7 +8,7 @@ use crate::life::{Happening, Life};
 use crate::violation::{Kind, Violation};
 use crate::world::World;
 use ringfence_cache::units::BLOCK_BYTES_U64;
-use ringfence_cache::{Buffer, Event, ExportSlot, IoError, IoId};
+use ringfence_cache::{Buffer, Event, ExportSlot, IoError, IoId, Mode};
 
 const EIO: i32 = 5;
 const HOUR_NS: u64 = 3_600_000_000_000;
@@ -93,12 +93,15 @@ impl<C: Core> Life<C> {
         per_million: u32,
         kind: FaultKind,
     ) -> Result<(), IoError> {
-        if self.faults && (world.is_chosen_to_fail() || world.random.chance(per_million)) {
-            world.excused = true;
-            world.tally.faults.count(kind);
-            return Err(IoError::Failed { errno: EIO });
+        if !self.faults || !(world.is_chosen_to_fail() || world.random.chance(per_million)) {
+            return Ok(());
         }
-        Ok(())
+        // What cannot be read is read once more before anybody hears of it.
+        if kind != FaultKind::DeviceReadError || !world.fails_once() {
+            world.excuses.device_failed(kind);
+        }
+        world.tally.faults.count(kind);
+        Err(IoError::Failed { errno: EIO })
     }
 
     /// Checks the place of a device I/O.
@@ -181,11 +184,13 @@ impl<C: Core> Life<C> {
         Ok((export, end - offset))
     }
 
-    /// Draws how an origin request ends, and how long such a request takes.
+    /// Draws how an origin request ends, and how long such a request takes; whether it is one that
+    /// changes the origin, or what is durable there.
     fn origin_fate(
         &mut self,
         world: &mut World,
         export: u8,
+        changes: bool,
         extra: u32,
     ) -> (u64, Result<(), IoError>) {
         let faults = world.scenario.faults;
@@ -202,7 +207,7 @@ impl<C: Core> Life<C> {
             return (typical_ns, Ok(()));
         }
         if world.random.chance(faults.origin_outage) {
-            world.excused = true;
+            world.excuses.origin_failed(export);
             self.origin_away[away] = true;
             let away_ns = world.random.magnitude(1_000_000, 8 * HOUR_NS);
             self.plan_at(world.now_ns + away_ns, Happening::OriginReturns(export));
@@ -217,19 +222,22 @@ impl<C: Core> Life<C> {
             return (typical_ns / 4, Err(IoError::Disconnected));
         }
         if world.random.chance(faults.origin_stall) {
-            world.excused = true;
+            world.excuses.origin_failed(export);
             world.tally.faults.count(FaultKind::OriginStall);
             return (world.random.magnitude(1_000_000_000, 600_000_000_000), Ok(()));
         }
         if world.random.chance(faults.origin_hang) {
-            world.excused = true;
             world.tally.faults.count(FaultKind::OriginHang);
             self.hang(world, export);
-            return self.origin_fate(world, export, extra);
+            return self.origin_fate(world, export, changes, extra);
         }
         let chosen = world.is_chosen_to_fail();
         if chosen || world.random.chance(faults.origin_error) || world.random.chance(extra) {
-            world.excused = true;
+            // It is asked again, for as long as clients wait; in writethrough mode nobody waits.
+            let mode = world.scenario.exports[away].options.mode;
+            if !world.fails_once() || changes && mode == Mode::Writethrough {
+                world.excuses.origin_failed(export);
+            }
             world.tally.faults.count(FaultKind::OriginError);
             return (typical_ns, Err(IoError::Failed { errno: EIO }));
         }
@@ -239,6 +247,7 @@ impl<C: Core> Life<C> {
     /// From now on an origin neither answers nor fails, until everything ends at once.
     pub(crate) fn hang(&mut self, world: &mut World, export: u8) {
         let hangs_ns = world.random.magnitude(10_000_000_000, HANG_NS_MAX);
+        world.excuses.origin_failed(export);
         self.origin_hangs_until_ns[usize::from(export)] = world.now_ns + hangs_ns;
         world.trace.line(world.now_ns, || {
             format!("origin {export} hangs for {} ms", hangs_ns / 1_000_000)
@@ -285,7 +294,7 @@ impl<C: Core> Life<C> {
         let (export, length) = self.check_origin(world, slot, offset, u64::from(buffer.length))?;
         world.trace.mix(offset ^ length << 40);
         let buffer = Buffer { length: u32::try_from(length).expect("a buffer"), ..buffer };
-        let (typical_ns, result) = self.origin_fate(world, export, 0);
+        let (typical_ns, result) = self.origin_fate(world, export, false, 0);
         self.begin(world, io, typical_ns, Action::OriginRead { export, offset, buffer }, result)
     }
 
@@ -345,7 +354,7 @@ impl<C: Core> Life<C> {
         let index = usize::from(export);
         let first_unit = usize::try_from(offset / world.scenario.unit_bytes).expect("a unit");
         // The fate comes first: if the connection breaks now, this write never left.
-        let (typical_ns, result) = self.origin_fate(world, export, 0);
+        let (typical_ns, result) = self.origin_fate(world, export, true, 0);
         let serial = if result == Err(IoError::Disconnected) {
             0
         } else {
@@ -365,7 +374,7 @@ impl<C: Core> Life<C> {
         let export = self.export_of(slot)?;
         let cover = world.origins[usize::from(export)].cover();
         let extra = world.scenario.faults.origin_flush_error;
-        let (typical_ns, result) = self.origin_fate(world, export, extra);
+        let (typical_ns, result) = self.origin_fate(world, export, true, extra);
         self.begin(world, io, typical_ns, Action::OriginFlush { export, cover }, result)
     }
 
@@ -439,7 +448,6 @@ impl<C: Core> Life<C> {
         let bytes = self.core.reserve().bytes_mut(buffer);
         world.device.read(offset, bytes);
         if self.faults && world.random.chance(world.scenario.faults.device_read_rot) {
-            world.excused = true;
             world.rotten = true;
             world.tally.faults.count(FaultKind::ReadRot);
             let bit = world.random.index(bytes.len() * 8);

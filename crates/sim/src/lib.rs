@@ -12,6 +12,7 @@
 //! | `life`, `io`, `request` | the loop around the engine: time, I/Os, requests |
 //! | [`device`], [`origin`] | what shows, and what a power cut leaves |
 //! | [`faults`] | what can go wrong, and how often it did |
+//! | `excuse` | which errors a failure explains |
 //! | [`damage`] | quiet faults of the device, and what they explain |
 //! | `copies` | the same of superblocks and export table, whose other copy must do |
 //! | `former` | the cache that the device held before |
@@ -32,6 +33,7 @@ mod copies;
 pub mod core;
 pub mod damage;
 pub mod device;
+mod excuse;
 pub mod exhaustive;
 pub mod failures;
 pub mod faults;

@@ -20,6 +20,8 @@ pub(crate) const RECEIVE_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
 const POISON_READ: u8 = 0xa5;
 /// What write buffers hold after the engine has consumed them.
 const POISON_WRITE: u8 = 0x5a;
+/// Operators' requests that the engine lets wait.
+const CONTROLS_MAX: usize = 64;
 
 /// A request in flight.
 #[derive(Clone, Debug)]
@@ -466,16 +468,7 @@ impl<C: Core> Life<C> {
             return Ok(());
         }
         world.tally.errors += 1;
-        let Wish { export, kind, offset, length } = request.wish;
-        let excused = world.excused
-            || world.hung == Some(export)
-            || world.damage.touches(export, offset, length)
-            // Strict destage stands still before damage, and the log fills.
-            || kind != WishKind::Read && world.damage.any()
-            // So it does with what an export that is not served has left in it.
-            || error == RequestError::NoSpace && world.scenario.serves_a_part();
-        let explained = excused && matches!(error, RequestError::Io | RequestError::NoSpace);
-        if explained {
+        if world.explains_error(&request.wish, error) {
             // Whether a change took effect is unknown; the checker takes it as one that may.
             return Ok(());
         }
@@ -509,7 +502,11 @@ impl<C: Core> Life<C> {
         if let Err(error) = result {
             let detail = format!("{error} for {action:?}");
             let violation = Violation::new(Kind::UnexpectedError, detail);
-            let explained = world.excused || world.damage.any();
+            // As many as there is room for wait already.
+            let full = error == RequestError::NoSpace
+                && action != Control::Stop
+                && self.controls.len() >= CONTROLS_MAX;
+            let explained = full || world.explains_control_error(error);
             return if explained { Ok(()) } else { Err(violation) };
         }
         match action {

@@ -7,6 +7,7 @@ use crate::copies::CopyFault;
 use crate::core::Core;
 use crate::damage::Damage;
 use crate::device::{BlockingDevice, PowerCut, SimDevice, Survival};
+use crate::excuse::Excuses;
 use crate::faults::{FaultCounts, FaultKind};
 use crate::life::{Life, now};
 use crate::memory::{Lease, Memory};
@@ -117,8 +118,8 @@ pub struct World {
     pub(crate) tally: Tally,
     /// What the reads after a restart have returned.
     pub(crate) contents: Contents,
-    /// Whether a fault explains errors from now on.
-    pub(crate) excused: bool,
+    /// What explains errors until the next restart.
+    pub(crate) excuses: Excuses,
     /// Whether wrong bits explain data that is gone from now on.
     pub(crate) rotten: bool,
     /// What the cache device has damaged quietly.
@@ -129,7 +130,7 @@ pub struct World {
     pub(crate) losses: Vec<Loss>,
     /// Whether the last start found one.
     pub(crate) is_loss_new: bool,
-    /// Which origin hangs by choice: errors of its export are explained, and no others.
+    /// Which origin hangs by choice; nothing else does.
     pub(crate) hung: Option<u8>,
     /// The longest that a request of another export took while it did.
     pub(crate) longest_beside_ns: u64,
@@ -175,7 +176,7 @@ impl World {
             trace: Trace::new(sink),
             tally: Tally::default(),
             contents: Vec::new(),
-            excused: false,
+            excuses: Excuses::default(),
             rotten: false,
             damage: Shared::new(Damage::default()),
             accepted_loss: None,
@@ -384,6 +385,7 @@ impl World {
             };
             core.check_invariants();
             self.check_copies(copy_fault)?;
+            self.excuses = Excuses::default();
             if self.scenario.serves_a_part() {
                 self.tally.faults.count(FaultKind::ExportLeftOut);
             }
