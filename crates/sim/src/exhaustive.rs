@@ -7,6 +7,7 @@ use crate::client::{Wish, WishKind};
 use crate::faults::FaultKind;
 use crate::life::Life;
 use crate::scenario::{Faults, Probing, Scenario};
+use crate::stop::Stops;
 use crate::threads::on_threads;
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
@@ -186,6 +187,7 @@ fn scenario() -> Scenario {
     scenario.probing = Probing::default();
     scenario.lives_differ = false;
     scenario.moods_change = false;
+    scenario.stops = Stops::Orderly;
     scenario.faults = Faults::default();
     scenario
 }

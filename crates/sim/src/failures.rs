@@ -6,6 +6,7 @@
 
 use crate::run::{Report, run_scenario};
 use crate::scenario::{ChosenFailure, ExportScenario, Faults, Mix, Probing, Scenario};
+use crate::stop::Stops;
 use crate::threads::on_threads;
 use crate::trace::Sink;
 use ringfence_cache::units::BLOCK_BYTES_U64;
@@ -195,6 +196,7 @@ impl Case {
         scenario.probing = Probing::default();
         scenario.lives_differ = false;
         scenario.moods_change = false;
+        scenario.stops = Stops::Orderly;
         // Each life has all its steps.
         scenario.churns = true;
         scenario.lives = 2;

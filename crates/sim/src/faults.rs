@@ -76,6 +76,12 @@ fault_kinds! {
     Disconnect,
     /// A client asked for as much at once as there is room for, again and again.
     Flood,
+    /// A stop was asked for with requests in flight.
+    StopInMidst,
+    /// The power failed, or the process was killed, in the midst of a stop.
+    StopCutShort,
+    /// A stop ended with an error.
+    StopFailed,
     /// A life began with other settings than the one before.
     OtherSettings,
     /// A life did not serve an export.

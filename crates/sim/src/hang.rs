@@ -2,6 +2,7 @@
 
 use crate::life::Life;
 use crate::scenario::{Faults, Scenario};
+use crate::stop::Stops;
 use crate::trace::Sink;
 use crate::violation::{Kind, Violation};
 use crate::world::{Tally, World};
@@ -33,6 +34,7 @@ pub fn scenario(seed: u64) -> Option<Scenario> {
     scenario.faults = Faults::default();
     scenario.lives_differ = false;
     scenario.moods_change = false;
+    scenario.stops = Stops::Orderly;
     // Where there are only a few leaves of the index for all, no export can keep some for itself.
     scenario.config.index_bytes = None;
     scenario.steps_max = scenario.steps_max.clamp(4_000, 12_000);

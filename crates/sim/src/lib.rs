@@ -9,6 +9,7 @@
 //! |---|---|
 //! | [`scenario`] | what kind of world a seed stands for |
 //! | [`world`] | lives of the engine, crashes, restarts |
+//! | [`stop`] | how an operator ends a life |
 //! | `life`, `io`, `request` | the loop around the engine: time, I/Os, requests |
 //! | [`device`], [`origin`] | what shows, and what a power cut leaves |
 //! | [`faults`] | what can go wrong, and how often it did |
@@ -50,6 +51,7 @@ mod request;
 pub mod run;
 pub mod scenario;
 pub mod shared;
+pub mod stop;
 pub mod threads;
 pub mod trace;
 pub mod violation;

@@ -61,6 +61,8 @@ pub struct Life<C> {
     /// Whether faults may happen now.
     pub(crate) faults: bool,
     clients: bool,
+    /// Whether it was told to stop.
+    pub(crate) stopping: bool,
     steps: u64,
     steps_max: u64,
     empty_turns: u32,
@@ -97,6 +99,7 @@ impl<C: Core> Life<C> {
             hold_until_ns: 0,
             faults: false,
             clients: false,
+            stopping: false,
             steps: 0,
             steps_max: u64::MAX,
             empty_turns: 0,
@@ -142,6 +145,31 @@ impl<C: Core> Life<C> {
             }
         }
         Ok(())
+    }
+
+    /// Ends [`Self::probe_until`] after so many events of the engine.
+    pub(crate) fn end_after(&mut self, steps: u64) {
+        self.steps_max = self.steps + steps;
+    }
+
+    /// The same, but crashes are tried meanwhile. False where the life is over before.
+    pub(crate) fn probe_until(
+        &mut self,
+        world: &mut World,
+        done: impl Fn(&Self) -> bool,
+        what: &str,
+    ) -> Result<bool, Violation> {
+        let limit = world.now_ns + PATIENCE_NS;
+        while !done(self) {
+            if self.steps >= self.steps_max {
+                return Ok(false);
+            }
+            if !self.turn(world)? || world.now_ns > limit {
+                return Err(Violation::new(Kind::Stuck, format!("{what}; {}", self.waiting())));
+            }
+            world.probe_if_due::<C>()?;
+        }
+        Ok(true)
     }
 
     /// Lets so much time pass.

@@ -26,6 +26,11 @@ impl World {
         }
     }
 
+    /// Crashes are tried more often for a while.
+    pub(crate) fn pay_attention(&mut self) {
+        self.attention = ATTENTION_TURNS;
+    }
+
     /// Tries crashes if chance wants it.
     pub(crate) fn probe_if_due<C: Core>(&mut self) -> Result<(), Violation> {
         if self.probe_is_due() { self.probe::<C>() } else { Ok(()) }

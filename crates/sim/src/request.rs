@@ -468,7 +468,9 @@ impl<C: Core> Life<C> {
             return Ok(());
         }
         world.tally.errors += 1;
-        if world.explains_error(&request.wish, error) {
+        let changes = !matches!(request.wish.kind, WishKind::Read | WishKind::Flush);
+        let refused = error == RequestError::ShuttingDown && self.stopping && changes;
+        if refused || world.explains_error(&request.wish, error) {
             // Whether a change took effect is unknown; the checker takes it as one that may.
             return Ok(());
         }
@@ -480,6 +482,7 @@ impl<C: Core> Life<C> {
     pub(crate) fn control(&mut self, world: &mut World, action: Control) -> Result<u32, Violation> {
         let token = self.tokens;
         self.tokens += 1;
+        self.stopping |= action == Control::Stop;
         let submitted = world.checker.submit_flush();
         world.trace.line(world.now_ns, || format!("@{submitted} control {token}: {action:?}"));
         self.controls.insert(token, PendingControl { action, submitted });
@@ -500,6 +503,9 @@ impl<C: Core> Life<C> {
         world.trace.mix(u64::from(token) << 8 | 4);
         world.trace.line(world.now_ns, || format!("control {token} done: {result:?}"));
         if let Err(error) = result {
+            if action == Control::Stop {
+                world.tally.faults.count(FaultKind::StopFailed);
+            }
             let detail = format!("{error} for {action:?}");
             let violation = Violation::new(Kind::UnexpectedError, detail);
             // As many as there is room for wait already.

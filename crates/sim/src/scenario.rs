@@ -1,6 +1,7 @@
 //! What kind of world a seed stands for: sizes, clients, speeds and faults, all drawn at once.
 
 use crate::random::Random;
+use crate::stop::Stops;
 use ringfence_cache::limits;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Config, ExportOptions, Mode, Order, OriginIdentity};
@@ -186,6 +187,8 @@ pub struct Scenario {
     pub formatted_before: bool,
     /// Whether clients ask for other things in each life, and for more or less.
     pub moods_change: bool,
+    /// What it is like when an operator stops the engine.
+    pub stops: Stops,
     /// Whether lives are long and writes large, so that the log is filled several times.
     pub churns: bool,
     /// The most steps of the engine in one life.
@@ -263,6 +266,7 @@ impl Scenario {
             lives_differ: false,
             formatted_before: false,
             moods_change: false,
+            stops: Stops::Orderly,
             steps_max,
             device_ns: random.magnitude(5_000, 1_000_000),
             origin_ns: random.magnitude(20_000, 20_000_000),
@@ -280,6 +284,7 @@ impl Scenario {
         scenario.draw_differing_lives();
         scenario.draw_changing_moods();
         scenario.draw_former_cache();
+        scenario.draw_stops();
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
@@ -331,6 +336,20 @@ impl Scenario {
         let mut random = Random::new(self.seed ^ 0xfcc5);
         let is_quiet = self.faults.quiet_device() > 0;
         self.formatted_before = random.percent(if is_quiet { 20 } else { 3 });
+    }
+
+    /// Draws whether stops are rough, and frequent: from a number of its own, too, by which no seed
+    /// that failed before there was such a thing has it.
+    fn draw_stops(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x577a);
+        if random.percent(15) {
+            self.stops = Stops::Rough;
+            self.faults.stop_percent = u32::try_from(random.between(20, 60)).expect("percent");
+            if random.percent(40) {
+                let rate = random.magnitude(1_000, 50_000);
+                self.faults.device_flush_error = u32::try_from(rate).expect("a rate");
+            }
+        }
     }
 
     /// Draws what the clients of the next life ask for. What a power cut leaves behind the log's

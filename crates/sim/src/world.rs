@@ -113,6 +113,8 @@ pub struct World {
     pub(crate) origins: Vec<Shared<SimOrigin>>,
     pub(crate) checker: Shared<Checker>,
     pub(crate) random: Random,
+    /// Decides about stops, so that the worlds of seeds that once failed stay what they were.
+    pub(crate) stop_random: Random,
     pub(crate) now_ns: u64,
     pub(crate) trace: Trace,
     pub(crate) tally: Tally,
@@ -172,6 +174,7 @@ impl World {
             origins,
             checker,
             random: Random::new(scenario.seed ^ 0x5eed),
+            stop_random: Random::new(scenario.seed ^ 0x5709),
             now_ns: 1_000_000_000,
             trace: Trace::new(sink),
             tally: Tally::default(),
@@ -253,11 +256,7 @@ impl World {
     /// Ends a life, restarts, and checks what is left.
     fn end_life<C: Core>(&mut self, mut life: Life<C>, end: End) -> Result<Life<C>, Violation> {
         self.trace.line(self.now_ns, || format!("---- the life ends: {end:?}"));
-        if end == End::Stop {
-            life.faults = false;
-            life.origin_away.fill(false);
-            self.stop(&mut life)?;
-        }
+        let end = if end == End::Stop { self.end_by_stop(&mut life)? } else { end };
         drop(life);
         self.crash(end)?;
         let cuts = self.random.percent(self.scenario.faults.cut_in_recovery_percent);
@@ -413,7 +412,7 @@ impl World {
     ) -> Result<bool, Violation> {
         let options: Vec<_> =
             self.scenario.served().map(|(_, export)| export.options.clone()).collect();
-        match self.try_open::<C>(&options, Some(cut_after), 0..0) {
+        match self.try_open::<C>(&options, Some(cut_after), 0..0, None) {
             Err(PowerCut) => {
                 self.tally.faults.count(FaultKind::CutInRecovery);
                 Ok(true)
@@ -640,14 +639,6 @@ impl World {
             }
         }
         life.wait_until(self, Life::is_quiet, "reads after a restart do not end")
-    }
-
-    /// Stops the engine in good order.
-    fn stop<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
-        life.wait_until(self, Life::is_quiet, "requests do not end")?;
-        let token = life.control(self, Control::Stop)?;
-        let done = |life: &Life<C>| !life.controls.contains_key(&token);
-        life.wait_until(self, done, "a stop does not end")
     }
 
     /// The last life: everything works again, everything reaches the origin, and what clients

@@ -6,6 +6,7 @@ mod toy;
 use ringfence_cache::{Mode, Order};
 use ringfence_sim::run::{Report, run_scenario};
 use ringfence_sim::scenario::{Faults, Scenario};
+use ringfence_sim::stop::Stops;
 use ringfence_sim::trace::Sink;
 use ringfence_sim::violation::Kind;
 use toy::{BUILT_IN, Toy, flaw};
@@ -17,6 +18,7 @@ fn scenario(seed: u64) -> Scenario {
     scenario.lives_differ = false;
     scenario.moods_change = false;
     scenario.formatted_before = seed.is_multiple_of(2);
+    scenario.stops = Stops::Orderly;
     let options = &mut scenario.exports[0].options;
     options.origin.size_bytes = options.origin.size_bytes.min(128 << 10);
     options.mode = Mode::Writeback;
@@ -45,8 +47,17 @@ fn scenario(seed: u64) -> Scenario {
 }
 
 fn run(flaw: u8, seed: u64) -> Report {
+    run_with_stops(flaw, seed, Stops::Orderly)
+}
+
+fn run_with_stops(flaw: u8, seed: u64, stops: Stops) -> Report {
     BUILT_IN.set(flaw);
-    run_scenario::<Toy>(scenario(seed), Sink::Digest)
+    let mut scenario = scenario(seed);
+    scenario.stops = stops;
+    if stops == Stops::Rough {
+        scenario.faults.stop_percent = 40;
+    }
+    run_scenario::<Toy>(scenario, Sink::Digest)
 }
 
 #[test]
@@ -138,4 +149,14 @@ fn what_another_cache_left_is_found() {
 #[test]
 fn a_forgotten_request_is_found() {
     find(flaw::FORGETS, &[Kind::Stuck]);
+}
+
+#[test]
+fn a_stop_that_a_power_cut_must_not_meet_is_found() {
+    let run =
+        |flaw, stops| (0..100).find_map(|seed| run_with_stops(flaw, seed, stops).result.err());
+    assert_eq!(run(flaw::NONE, Stops::Rough), None);
+    assert_eq!(run(flaw::UNSAFE_STOP, Stops::Orderly), None, "where stops come to their end");
+    let violation = run(flaw::UNSAFE_STOP, Stops::Rough).expect("the flaw is found");
+    assert_eq!(violation.kind, Kind::Lost, "{violation}");
 }

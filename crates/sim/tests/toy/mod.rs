@@ -8,7 +8,8 @@
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
     Buffer, Command, Config, Control, Effect, Event, ExportOptions, ExportSlot, FormatOptions,
-    IoId, Now, OpenError, OpenedExport, Request, Reserve, ReservePlan, Storage, Ticket,
+    IoId, Now, OpenError, OpenedExport, Request, RequestError, Reserve, ReservePlan, Storage,
+    Ticket,
 };
 use ringfence_sim::core::Core;
 use std::cell::Cell;
@@ -44,6 +45,8 @@ pub mod flaw {
     pub const FORGETS: u8 = 12;
     /// What another cache left on the device is believed.
     pub const BELIEVES_FORMER: u8 = 13;
+    /// A stop overwrites the last snapshot instead of the one before it.
+    pub const UNSAFE_STOP: u8 = 14;
 }
 
 thread_local! {
@@ -86,6 +89,7 @@ pub struct Toy {
     half: Option<(usize, Vec<u8>)>,
     ios: u32,
     counted: u64,
+    stopping: bool,
 }
 
 fn checksum(bytes: &[u8]) -> u64 {
@@ -126,7 +130,9 @@ impl Toy {
             return;
         }
         self.running = std::mem::take(&mut self.next);
-        self.generation += 1;
+        // The place is that of every second one.
+        let unsafe_stop = self.flaw == flaw::UNSAFE_STOP && self.stopping;
+        self.generation += if unsafe_stop { 2 } else { 1 };
         self.snapshot.clone_from(&self.data);
         let mut image = vec![0; HEADER_BYTES];
         image.extend_from_slice(&self.snapshot);
@@ -255,6 +261,19 @@ impl Toy {
         }
     }
 
+    /// What a client that has gone asked for, and has not happened yet, never does.
+    fn abandon(&mut self, ticket: Ticket) {
+        let is_change =
+            |request: &Request| !matches!(request.command, Command::Read { .. } | Command::Flush);
+        let withdrawn = |request: &mut Request| request.ticket == ticket && is_change(request);
+        for request in self.early.extract_if(.., withdrawn) {
+            if matches!(request.command, Command::Write { .. }) {
+                self.effects.push_back(Effect::Consumed { ticket });
+            }
+            self.effects.push_back(Effect::Complete { ticket, result: Err(RequestError::Io) });
+        }
+    }
+
     fn read(&mut self, buffer: Buffer, start: usize, end: usize) {
         let skip = start % BLOCK_BYTES;
         let into = self.reserve.bytes_mut(buffer);
@@ -354,6 +373,7 @@ impl Core for Toy {
             half: None,
             ios: 0,
             counted: 0,
+            stopping: false,
         };
         let (io, buffer, export) = (toy.io(), toy.payload(), ExportSlot(0));
         toy.effects.push_back(if loaded {
@@ -385,10 +405,12 @@ impl Core for Toy {
                 token,
                 action: Control::Flush | Control::Drain(_) | Control::Stop,
             } => {
+                self.stopping |= matches!(event, Event::Control { action: Control::Stop, .. });
                 self.next.1.push(token);
                 self.begin_job();
             }
-            Event::Abandon { .. } | Event::Control { .. } | Event::EndOfTurn => {}
+            Event::Abandon { ticket } => self.abandon(ticket),
+            Event::Control { .. } | Event::EndOfTurn => {}
         }
     }
 
