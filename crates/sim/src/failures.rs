@@ -196,7 +196,7 @@ impl Case {
         scenario.probing = Probing::default();
         scenario.lives_differ = false;
         scenario.moods_change = false;
-        scenario.stops = Stops::Orderly;
+        scenario.stops = Stops::Failing;
         // Each life has all its steps.
         scenario.churns = true;
         scenario.lives = 2;
@@ -218,6 +218,8 @@ impl Case {
 pub struct Failures {
     /// I/Os while serving, and operations of restarts.
     pub ios: [u64; 2],
+    /// Those of the first that a stop asked for.
+    pub stop_ios: u64,
     /// Runs with a failure in them.
     pub runs: u64,
     /// Those in which the failure made any difference to what happened.
@@ -245,7 +247,8 @@ pub fn fail_each(case: Case, stride: usize, threads: usize) -> Failures {
         }
         mine
     };
-    let mut failures = Failures { ios, ..Failures::default() };
+    let stop_ios = base.tally.stop_ios;
+    let mut failures = Failures { ios, stop_ios, ..Failures::default() };
     for some in on_threads(threads, work) {
         failures.runs += some.runs;
         failures.felt += some.felt;

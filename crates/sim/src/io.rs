@@ -93,6 +93,7 @@ impl<C: Core> Life<C> {
         per_million: u32,
         kind: FaultKind,
     ) -> Result<(), IoError> {
+        world.tally.stop_ios += u64::from(self.faults && self.stopping);
         if !self.faults || !(world.is_chosen_to_fail() || world.random.chance(per_million)) {
             return Ok(());
         }

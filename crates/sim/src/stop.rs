@@ -1,6 +1,7 @@
 //! How an operator stops the engine: mostly with nothing in flight and nothing that fails, in some
 //! worlds in the midst of everything, and not always to its end.
 
+use crate::client::{Wish, WishKind};
 use crate::core::Core;
 use crate::faults::FaultKind;
 use crate::life::Life;
@@ -8,6 +9,7 @@ use crate::random::Random;
 use crate::violation::Violation;
 use crate::world::{End, World};
 use ringfence_cache::Control;
+use ringfence_cache::units::BLOCK_BYTES_U64;
 
 /// What stops are like.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -15,6 +17,8 @@ pub enum Stops {
     /// Nothing is in flight, nothing fails, and each comes to its end.
     #[default]
     Orderly,
+    /// A write is not durable yet, what fails may do so then, too; and one more life ends so.
+    Failing,
     /// Requests may be in flight, I/Os may fail, and the power or the process may be gone before
     /// the end.
     Rough,
@@ -31,6 +35,15 @@ impl World {
                 life.faults = false;
                 life.origin_away.fill(false);
             }
+            Stops::Failing => {
+                life.wait_until(self, Life::is_quiet, "requests do not end")?;
+                // So that something is left to be done.
+                let ticket = life.tickets.pop().expect("a free ticket");
+                let kind = WishKind::Write { fua: false };
+                let wish = Wish { export: 0, kind, offset: 0, length: BLOCK_BYTES_U64 };
+                life.submit(self, ticket, None, wish)?;
+                return self.stop_now(life).map(|()| End::Stop);
+            }
             Stops::Rough => {
                 let mut random = self.stop_random.fork();
                 return self.stop_roughly(life, &mut random);
@@ -43,6 +56,10 @@ impl World {
     /// Stops the engine in good order.
     pub(crate) fn stop<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
         life.wait_until(self, Life::is_quiet, "requests do not end")?;
+        self.stop_now(life)
+    }
+
+    fn stop_now<C: Core>(&mut self, life: &mut Life<C>) -> Result<(), Violation> {
         let token = life.control(self, Control::Stop)?;
         let done = |life: &Life<C>| !life.controls.contains_key(&token);
         life.wait_until(self, done, "a stop does not end")

@@ -16,6 +16,7 @@ use crate::random::Random;
 use crate::request::RECEIVE_BYTES;
 use crate::scenario::{REQUESTS_MAX, Scenario};
 use crate::shared::Shared;
+use crate::stop::Stops;
 use crate::trace::{Sink, Trace};
 use crate::violation::{Kind, Violation};
 use ringfence_cache::limits::SEGMENT_BYTES_MIN;
@@ -49,6 +50,8 @@ pub struct Tally {
     pub steps: u64,
     /// I/Os of serving lives that could have failed.
     pub ios: u64,
+    /// Those of them that the engine asked for once it was to stop.
+    pub stop_ios: u64,
     /// Device operations of restarts.
     pub recovery_ios: u64,
     /// Bytes that the engine has written to the cache device while serving.
@@ -70,6 +73,7 @@ impl Tally {
         self.errors += other.errors;
         self.steps += other.steps;
         self.ios += other.ios;
+        self.stop_ios += other.stop_ios;
         self.recovery_ios += other.recovery_ios;
         self.device_bytes += other.device_bytes;
         self.laps += other.laps;
@@ -238,6 +242,11 @@ impl World {
             life.serve(self, steps)?;
             let end = self.draw_end();
             life = self.end_life(life, end)?;
+        }
+        if self.scenario.stops == Stops::Failing {
+            let steps = self.scenario.steps_max / 4;
+            life.serve(self, steps)?;
+            life = self.end_life(life, End::Stop)?;
         }
         self.finish(life)
     }
