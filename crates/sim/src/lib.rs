@@ -18,6 +18,7 @@
 //! | `copies` | the same of superblocks and export table, whose other copy must do |
 //! | `former` | the cache that the device held before |
 //! | [`client`], [`content`] | what is asked for, and data that names itself |
+//! | `codec` | the protocol that it is asked and answered in |
 //! | [`checker`] | the promises |
 //! | [`shared`] | what makes a clone of a world cheap |
 //! | [`run`], [`threads`] | one world, or many at the same time |
@@ -29,6 +30,7 @@
 pub mod bits;
 pub mod checker;
 pub mod client;
+mod codec;
 pub mod content;
 mod copies;
 pub mod core;

@@ -2,6 +2,7 @@
 
 use crate::checker::ReadToken;
 use crate::client::{Wish, WishKind};
+use crate::codec::Exchange;
 use crate::content;
 use crate::core::Core;
 use crate::faults::FaultKind;
@@ -11,8 +12,9 @@ use crate::world::World;
 use ringfence_cache::limits::STEP_BYTES_MAX;
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
-    Buffer, Command, Control, Event, Mode, Piece, PieceContent, Request, RequestError, Ticket,
+    Buffer, Control, Event, Mode, Piece, PieceContent, Request, RequestError, Ticket,
 };
+use ringfence_wire::ReplyStyle;
 
 /// Room for the largest step at any alignment.
 pub(crate) const RECEIVE_BYTES: u32 = STEP_BYTES_MAX + 2 * BLOCK_BYTES as u32;
@@ -29,23 +31,23 @@ pub(crate) struct PendingRequest {
     wish: Wish,
     purpose: Purpose,
     buffer: Buffer,
+    /// How it is asked and answered.
+    exchange: Exchange,
     consumed: bool,
     /// Who waits for the answer, if it is one of the world's clients.
     client: Option<u32>,
     /// Whether its client went away and left a change behind.
     abandoned: bool,
-    /// Whether a read takes parts of its answer.
-    in_pieces: bool,
     /// The parts told of so far, and what the buffer held then.
     told: Vec<(Piece, Vec<u8>)>,
     submitted_ns: u64,
 }
 
 impl PendingRequest {
-    fn new(wish: Wish, purpose: Purpose, buffer: Buffer, in_pieces: bool) -> Self {
+    fn new(wish: Wish, purpose: Purpose, buffer: Buffer, exchange: Exchange) -> Self {
         let (consumed, client, abandoned) = (false, None, false);
         let (told, submitted_ns) = (Vec::new(), 0);
-        Self { wish, purpose, buffer, consumed, client, abandoned, in_pieces, told, submitted_ns }
+        Self { wish, purpose, buffer, exchange, consumed, client, abandoned, told, submitted_ns }
     }
 
     /// Whether a block of a read was told to be unreadable.
@@ -93,6 +95,10 @@ impl<C: Core> Life<C> {
         wish: Wish,
     ) -> Result<(), Violation> {
         world.tally.operations += 1;
+        let style = world.scenario.reply_style(client);
+        // Those of one style can ask that their replies are not split.
+        let whole = style == ReplyStyle::Structured && ticket.is_multiple_of(3);
+        let exchange = Exchange::begin(world, ticket, &wish, style, whole)?;
         let buffer = self.request_buffer(world, ticket, &wish);
         let export = &world.scenario.exports[usize::from(wish.export)];
         let changed = wish.changed_bytes(export.size_bytes());
@@ -119,9 +125,7 @@ impl<C: Core> Life<C> {
             let bytes = self.core.reserve().bytes_mut(buffer);
             content::fill(bytes, wish.export, wish.offset, id);
         }
-        // Simple replies and those that must not be split are whole.
-        let in_pieces = !ticket.is_multiple_of(3);
-        let request = PendingRequest::new(wish, purpose, buffer, in_pieces);
+        let request = PendingRequest::new(wish, purpose, buffer, exchange);
         self.send(world, ticket, PendingRequest { client, submitted_ns: world.now_ns, ..request })
     }
 
@@ -132,8 +136,9 @@ impl<C: Core> Life<C> {
         ticket: u32,
         wish: Wish,
     ) -> Result<(), Violation> {
+        let exchange = Exchange::begin(world, ticket, &wish, ReplyStyle::Structured, false)?;
         let buffer = self.request_buffer(world, ticket, &wish);
-        self.send(world, ticket, PendingRequest::new(wish, Purpose::Verify, buffer, true))
+        self.send(world, ticket, PendingRequest::new(wish, Purpose::Verify, buffer, exchange))
     }
 
     /// A client goes away: nobody hears the answers to what it has in flight, nobody sees what it
@@ -198,17 +203,9 @@ impl<C: Core> Life<C> {
         ticket: u32,
         request: PendingRequest,
     ) -> Result<(), Violation> {
-        let Wish { export, kind, offset, length } = request.wish;
-        let buffer = request.buffer;
-        let command = match kind {
-            WishKind::Read => Command::Read { buffer, in_pieces: request.in_pieces },
-            WishKind::Write { fua } => Command::Write { buffer, fua },
-            WishKind::Zeroes { fua } => {
-                Command::WriteZeroes { fua, no_hole: ticket.is_multiple_of(2) }
-            }
-            WishKind::Trim { fua } => Command::Trim { fua },
-            WishKind::Flush => Command::Flush,
-        };
+        let Wish { export, kind, .. } = request.wish;
+        let (command, offset, length) = request.exchange.command(request.buffer);
+        let kept = request.exchange.is_kept();
         world.trace.mix(offset ^ length << 32 ^ u64::from(ticket) << 56);
         let moment = world.checker.history.now();
         world.trace.line(world.now_ns, || {
@@ -219,8 +216,7 @@ impl<C: Core> Life<C> {
         });
         self.requests[ticket as usize] = Some(request);
         let export = self.slots[usize::from(export)].expect("an export that is served");
-        let request =
-            Request { ticket: Ticket(ticket), export, command, offset, length, kept: false };
+        let request = Request { ticket: Ticket(ticket), export, command, offset, length, kept };
         self.step(world, Event::Submit(request))
     }
 
@@ -249,7 +245,7 @@ impl<C: Core> Life<C> {
         let contract = |detail: String| Err(Violation::new(Kind::Contract, detail));
         while let Some(piece) = self.core.next_piece(ticket) {
             let pending = self.requests.get_mut(ticket.0 as usize).and_then(Option::as_mut);
-            let Some(request) = pending.filter(|request| request.in_pieces) else {
+            let Some(request) = pending.filter(|request| request.exchange.may_be_split()) else {
                 return contract(format!("{ticket:?} is no read in pieces"));
             };
             let end = piece.first + piece.blocks;
@@ -263,11 +259,11 @@ impl<C: Core> Life<C> {
             {
                 return contract(format!("{ticket:?}: {piece:?} beside {:?}", request.told));
             }
-            let part = request.buffer.part(piece.first * block, piece.blocks * block);
-            if piece.content == PieceContent::Zeroes {
+            if let Some((start, bytes)) = request.exchange.send_piece(piece)? {
                 // As a client fills in a hole.
-                self.core.reserve().bytes_mut(part).fill(0);
+                self.core.reserve().bytes_mut(request.buffer.part(start, bytes)).fill(0);
             }
+            let part = request.buffer.part(piece.first * block, piece.blocks * block);
             request.told.push((piece, self.core.reserve().bytes(part).to_vec()));
             let key = u64::from(piece.first) << 20 | u64::from(piece.blocks) << 40;
             world.trace.mix(u64::from(ticket.0) << 8 | 5 | key);
@@ -314,13 +310,14 @@ impl<C: Core> Life<C> {
         result: Result<(), RequestError>,
     ) -> Result<(), Violation> {
         let pending = self.requests.get_mut(ticket.0 as usize).and_then(Option::take);
-        let Some(request) = pending else {
+        let Some(mut request) = pending else {
             return Err(Violation::new(Kind::Contract, format!("{ticket:?} completed twice")));
         };
         if matches!(request.wish.kind, WishKind::Write { .. }) && !request.consumed {
             return Err(Violation::new(Kind::Contract, format!("{ticket:?} was not consumed")));
         }
         self.check_pieces(&request, result)?;
+        let result = request.exchange.end(result)?;
         self.tickets.push(ticket.0);
         world.trace.mix(u64::from(ticket.0) << 8 | 3 | u64::from(result.is_err()) << 40);
         if world.hung.is_some_and(|hung| hung != request.wish.export) {

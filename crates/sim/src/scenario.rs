@@ -5,6 +5,7 @@ use crate::stop::Stops;
 use ringfence_cache::limits;
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Config, ExportOptions, Mode, Order, OriginIdentity};
+use ringfence_wire::ReplyStyle;
 
 /// Requests in flight at most; each has its own piece of the receive pool.
 pub const REQUESTS_MAX: u32 = 32;
@@ -175,6 +176,9 @@ pub struct Scenario {
     pub config: Config,
     /// Clients, each with connections to all exports.
     pub clients: u32,
+    /// By bit, which of them know simple replies only, as the kernel does: what they are answered
+    /// outlives the process (decision 0017).
+    pub simple_clients: u32,
     /// Requests that a client submits at a time.
     pub batch_max: u64,
     /// What they ask for.
@@ -258,6 +262,7 @@ impl Scenario {
                 ..draw_config(random)
             },
             clients: u32::try_from(random.between(1, 8)).expect("a few"),
+            simple_clients: 0,
             batch_max: random.between(1, 8),
             mix,
             churns,
@@ -285,6 +290,7 @@ impl Scenario {
         scenario.draw_changing_moods();
         scenario.draw_former_cache();
         scenario.draw_stops();
+        scenario.draw_simple_clients();
         let export_bytes: u64 = scenario.exports.iter().map(ExportScenario::size_bytes).sum();
         scenario.probing.points_max = PROBED_BYTES_MAX / (export_bytes + RESTART_COST_BYTES);
         scenario
@@ -350,6 +356,22 @@ impl Scenario {
                 self.faults.device_flush_error = u32::try_from(rate).expect("a rate");
             }
         }
+    }
+
+    /// Draws which clients know simple replies only: from a number of its own, too, by which no
+    /// seed that failed before there was such a thing has any.
+    fn draw_simple_clients(&mut self) {
+        let mut random = Random::new(self.seed ^ 0x1b_4566);
+        if random.percent(40) {
+            let any = u32::try_from(random.between(1, 0xff)).expect("a bit per client");
+            self.simple_clients = any & ((1 << self.clients) - 1);
+        }
+    }
+
+    /// The replies that a client knows; those that are none of the world's know all.
+    pub(crate) fn reply_style(&self, client: Option<u32>) -> ReplyStyle {
+        let is_simple = client.is_some_and(|client| self.simple_clients >> client & 1 == 1);
+        if is_simple { ReplyStyle::Simple } else { ReplyStyle::Structured }
     }
 
     /// Draws what the clients of the next life ask for. What a power cut leaves behind the log's

@@ -29,6 +29,8 @@ pub enum Kind {
     OpenRefused,
     /// The engine broke the contract with its caller.
     Contract,
+    /// Client and server do not understand each other.
+    Protocol,
     /// Nothing is broken: damage explains what is gone, and the world ends there.
     Explained,
     /// An assertion of the engine.
