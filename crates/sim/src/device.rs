@@ -387,6 +387,11 @@ impl SimDevice {
     /// The process that used the device is gone, the power is not: what was in flight ends in
     /// the kernel or never left the process.
     pub fn abandon_in_flight(&mut self, random: &mut Random) {
+        self.abandon_all(|| random.percent(70));
+    }
+
+    /// The same, with the word on each write in flight whether it ends.
+    pub fn abandon_all(&mut self, mut ends: impl FnMut() -> bool) {
         let in_flight: Vec<_> = self
             .pending
             .iter()
@@ -394,7 +399,7 @@ impl SimDevice {
             .map(|write| write.serial)
             .collect();
         for serial in in_flight {
-            if random.percent(70) {
+            if ends() {
                 self.complete_write(serial);
             } else {
                 let at = self.position(serial);

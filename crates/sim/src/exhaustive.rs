@@ -1,6 +1,7 @@
 //! Exhaustive small worlds: every short sequence of operations over four blocks, and at every
 //! moment of its last operation a power cut with every subset of the unflushed device writes
-//! surviving. (The moments of the operations before it belong to the shorter sequences.) A restart
+//! surviving; where answers outlive the process, also a kill with all or none of those in flight
+//! ending. (The moments of the operations before it belong to the shorter sequences.) A restart
 //! that comes last is cut after each of its own device writes, too.
 
 use crate::client::{Wish, WishKind};
@@ -16,6 +17,7 @@ use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_MIN, SEGMENTS_OFFSET, 
 use ringfence_cache::units::BLOCK_BYTES_U64;
 use ringfence_cache::{Control, Engine, Mode, Order};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// The export: four blocks.
@@ -27,6 +29,8 @@ const FILLING_STEPS: u64 = SEGMENT_BYTES_MIN / STEP_BYTES_MAX as u64;
 /// The export that sequences are about, and the one that only takes room in the log.
 const EXPORT: u8 = 0;
 const FILLER: u8 = 1;
+/// The client that asks for it all.
+const CLIENT: u32 = 0;
 
 /// One operation of a sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,6 +79,9 @@ pub enum Pace {
     AtOnce,
     /// After everything that is open has been written: each has a device write of its own.
     Settled,
+    /// As soon as the one before is answered, but to a client whose answers outlive the process:
+    /// not before the device has it.
+    Kept,
 }
 
 impl Operation {
@@ -98,7 +105,7 @@ impl Operation {
 /// What came of all sequences of a length.
 #[derive(Clone, Debug, Default)]
 pub struct Exhausted {
-    /// Sequences, each at both paces.
+    /// Sequences, each at all paces.
     pub sequences: u64,
     /// Crashes, each with a restart and everything read.
     pub crash_points: u64,
@@ -149,8 +156,9 @@ fn sequence(number: usize, length: u32) -> Vec<Operation> {
 
 fn run_sequence(start: &World, sequence: &[Operation], exhausted: &mut Exhausted) {
     exhausted.sequences += 1;
-    for pace in [Pace::AtOnce, Pace::Settled] {
+    for pace in [Pace::AtOnce, Pace::Settled, Pace::Kept] {
         let mut world = start.clone();
+        Rc::make_mut(&mut world.scenario).simple_clients = u32::from(pace == Pace::Kept);
         let result = catch_unwind(AssertUnwindSafe(|| run(&mut world, sequence, pace)));
         let result = result
             .unwrap_or_else(|_| Err(Violation::new(Kind::Panic, "see standard error".into())));
@@ -188,6 +196,7 @@ fn scenario() -> Scenario {
     scenario.lives_differ = false;
     scenario.moods_change = false;
     scenario.stops = Stops::Orderly;
+    scenario.simple_clients = 0;
     scenario.faults = Faults::default();
     scenario
 }
@@ -245,7 +254,7 @@ fn run(world: &mut World, sequence: &[Operation], pace: Pace) -> Result<(), Viol
 /// Submits a request and waits for its answer.
 fn ask(world: &mut World, life: &mut Life<Engine>, wish: Wish) -> Result<(), Violation> {
     let ticket = life.tickets.pop().expect("one request at a time");
-    life.submit(world, ticket, None, wish)?;
+    life.submit(world, ticket, Some(CLIENT), wish)?;
     life.wait_until(world, Life::is_quiet, "a request does not end")
 }
 

@@ -202,6 +202,8 @@ impl Case {
         scenario.lives = 2;
         scenario.steps_max = self.workload.steps();
         (scenario.clients, scenario.batch_max) = (2, 4);
+        // One of each kind.
+        scenario.simple_clients = 0b10;
         (scenario.device_ns, scenario.origin_ns, scenario.turn_ns) = (50_000, 500_000, 1_000);
         scenario
     }

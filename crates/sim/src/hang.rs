@@ -35,6 +35,7 @@ pub fn scenario(seed: u64) -> Option<Scenario> {
     scenario.lives_differ = false;
     scenario.moods_change = false;
     scenario.stops = Stops::Orderly;
+    scenario.simple_clients = 0;
     // Where there are only a few leaves of the index for all, no export can keep some for itself.
     scenario.config.index_bytes = None;
     scenario.steps_max = scenario.steps_max.clamp(4_000, 12_000);

@@ -52,7 +52,9 @@ impl World {
         let outcomes = OUTCOMES_PER_WRITE.saturating_pow(writes);
         let mut fallen = self.clone();
         fallen.random = self.random.fork();
-        let end = if fallen.random.percent(15) { End::Kill } else { End::PowerCut };
+        // Where a kill must leave more than a power cut, it is tried as often.
+        let kills_percent = if self.scenario.simple_clients == 0 { 15 } else { 50 };
+        let end = if fallen.random.percent(kills_percent) { End::Kill } else { End::PowerCut };
         fallen.crash_around(end)?;
         for _ in 0..self.scenario.probing.crashes.min(outcomes) {
             self.trace.line(self.now_ns, || format!("---- probe: {end:?}"));
@@ -86,7 +88,7 @@ impl World {
         fallen.exhausting = false;
         fallen.crash_everywhere::<C>()?;
         self.tally = fallen.tally;
-        Ok(())
+        if self.scenario.simple_clients == 0 { Ok(()) } else { self.exhaust_kills::<C>() }
     }
 
     /// The power fails, with every subset of the unflushed device writes surviving, one after the
@@ -123,6 +125,23 @@ impl World {
             }
             self.tally = fallen.tally;
         }
+        Ok(())
+    }
+
+    /// Kills the process at this very moment, with none and all of what is in flight ending: what
+    /// was answered to a client that outlives it must be there.
+    fn exhaust_kills<C: Core>(&mut self) -> Result<(), Violation> {
+        let mut killed = self.clone();
+        killed.exhausting = false;
+        killed.crash_around(End::Kill)?;
+        for ends in [false, true] {
+            let mut world = killed.clone();
+            world.device.abandon_all(|| ends);
+            let mut life: Life<C> = world.open(false)?;
+            world.check_restart(&mut life)?;
+            killed.tally = world.tally;
+        }
+        self.tally = killed.tally;
         Ok(())
     }
 

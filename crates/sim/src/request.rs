@@ -353,6 +353,9 @@ impl<C: Core> Life<C> {
                 Ok(())
             }
             Purpose::Change(id) => {
+                if request.exchange.is_kept() {
+                    world.checker.history.keep(id);
+                }
                 world.checker.answer_write(id);
                 if mode != Mode::Writethrough {
                     return Ok(());

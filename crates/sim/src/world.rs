@@ -60,6 +60,8 @@ pub struct Tally {
     pub laps: u64,
     /// Blocks of reads that the engine's memory tier had.
     pub tier_hits: u64,
+    /// Answers that a process was killed after, and that had to outlive it.
+    pub kept_answers: u64,
     /// What went wrong.
     pub faults: FaultCounts,
 }
@@ -78,6 +80,7 @@ impl Tally {
         self.device_bytes += other.device_bytes;
         self.laps += other.laps;
         self.tier_hits += other.tier_hits;
+        self.kept_answers += other.kept_answers;
         self.faults.add(&other.faults);
     }
 }
@@ -313,7 +316,11 @@ impl World {
                 origin.abandon_in_flight(&mut self.random);
             }
         }
-        self.checker.crash();
+        if end == End::PowerCut {
+            self.checker.crash();
+        } else {
+            self.tally.kept_answers += self.checker.kill();
+        }
         let moment = self.checker.history.now();
         self.trace.line(self.now_ns, || format!("@{moment} {end:?}"));
         self.check_origins()
@@ -356,6 +363,9 @@ impl World {
                     let kind =
                         if again { FaultKind::RepeatedCut } else { FaultKind::CutInRecovery };
                     self.tally.faults.count(kind);
+                    if self.checker.history.counts_on_power() {
+                        self.checker.lose_power();
+                    }
                     let left = self.device.power_cut(&mut self.random);
                     self.trace.line(self.now_ns, || format!("power cut in recovery: {left}"));
                     continue;

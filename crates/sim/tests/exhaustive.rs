@@ -6,7 +6,7 @@ use ringfence_sim::threads::processors;
 /// `ringfence-sim --exhaustive 4` goes one further; it takes ten times as long.
 const LENGTH_MAX: u32 = 3;
 /// With the random worlds, more than 200,000.
-const CRASH_POINTS_MIN: u64 = 30_000;
+const CRASH_POINTS_MIN: u64 = 60_000;
 
 #[test]
 fn every_short_sequence_survives_every_crash() {

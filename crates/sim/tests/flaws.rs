@@ -103,7 +103,8 @@ fn a_stale_read_is_found() {
 
 #[test]
 fn a_torn_write_is_found() {
-    find(flaw::TORN_WRITE, &[Kind::Torn, Kind::Stale]);
+    // Lost: a half of what was to outlive the process.
+    find(flaw::TORN_WRITE, &[Kind::Torn, Kind::Stale, Kind::Lost]);
 }
 
 #[test]
@@ -144,6 +145,11 @@ fn a_drain_answered_too_early_is_found() {
 #[test]
 fn what_another_cache_left_is_found() {
     find(flaw::BELIEVES_FORMER, &[Kind::Garbage]);
+}
+
+#[test]
+fn an_answer_that_dies_with_the_process_is_found() {
+    find(flaw::EARLY_KEPT, &[Kind::Lost]);
 }
 
 #[test]

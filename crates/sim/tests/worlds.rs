@@ -57,6 +57,7 @@ fn production_engine() {
     let missing: Vec<_> = tally.faults.missing().collect();
     assert!(missing.is_empty(), "faults that never happened: {missing:?}");
     assert!(tally.laps > 10, "logs wrap: {tally:?}");
+    assert!(tally.kept_answers > 1_000, "answers outlive the process: {tally:?}");
     assert!(tally.tier_hits > 100, "the memory tier is read: {tally:?}");
 }
 

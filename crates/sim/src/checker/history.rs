@@ -23,6 +23,8 @@ pub struct WriteRecord {
     pub zeroes: bool,
     /// Whether its answer promises durability.
     pub fua: bool,
+    /// Whether its answer outlives the process: its client never sends it again (decision 0017).
+    pub kept: bool,
     /// The moment it was submitted.
     pub invoked: u64,
     /// The moment by which it had certainly taken effect.
@@ -51,6 +53,18 @@ impl WriteRecord {
     }
 }
 
+/// A life that has ended.
+#[derive(Clone, Copy, Debug)]
+struct Ended {
+    /// The moment.
+    at: u64,
+    /// What was answered before this moment was durable by then.
+    durable_before: u64,
+    /// Whether only the process ended, and the power has stayed on until the next start was over:
+    /// what was answered to clients that outlive the process is durable then.
+    leaves_kept: bool,
+}
+
 /// All writes of a world.
 #[derive(Clone, Debug)]
 pub struct History {
@@ -63,8 +77,8 @@ pub struct History {
     durable_before: u64,
     /// When that moved, and where to.
     durable_moves: Vec<(u64, u64)>,
-    /// Earlier lives: the moment each ended, and what was durable by then.
-    ended: Vec<(u64, u64)>,
+    /// Earlier lives.
+    ended: Vec<Ended>,
     moments: u64,
 }
 
@@ -78,6 +92,7 @@ impl History {
             units: 0,
             zeroes: true,
             fua: false,
+            kept: false,
             invoked: 0,
             settled: 0,
             abandoned: NEVER,
@@ -159,6 +174,7 @@ impl History {
             units,
             zeroes,
             fua,
+            kept: false,
             invoked,
             settled: NEVER,
             abandoned: NEVER,
@@ -189,6 +205,11 @@ impl History {
         } else {
             self.unflushed[export].push(id);
         }
+    }
+
+    /// Records that the client of a write counts on its answer whatever becomes of the process.
+    pub fn keep(&mut self, id: u32) {
+        self.writes[id as usize].kept = true;
     }
 
     /// Records that nobody waits for a write any more: it has taken effect, or never does.
@@ -230,9 +251,11 @@ impl History {
         if write.recovered || write.flushed != NEVER {
             return true;
         }
-        let life = self.ended.partition_point(|(end, _)| *end <= write.answered);
-        let durable_before = self.ended.get(life).map_or(self.durable_before, |life| life.1);
-        write.answered < durable_before
+        match self.ended.get(self.life_of(write.answered)) {
+            Some(life) if write.kept && life.leaves_kept => true,
+            Some(life) => write.answered < life.durable_before,
+            None => write.answered < self.durable_before,
+        }
     }
 
     /// Whether clients knew before a moment that no crash may take the write.
@@ -242,25 +265,54 @@ impl History {
         if write.recovered_at < moment || write.flushed < moment {
             return true;
         }
-        let life = self.life_of(write.answered);
-        let end = self.ended.get(life).map_or(NEVER, |(end, _)| *end).min(moment);
+        let life = self.ended.get(self.life_of(write.answered));
+        if write.kept && life.is_some_and(|life| life.leaves_kept) && write.answered < moment {
+            // The device had it when it was answered.
+            return true;
+        }
+        let end = life.map_or(NEVER, |life| life.at).min(moment);
         let moves = self.durable_moves.partition_point(|(at, _)| *at < end);
         moves > 0 && write.answered < self.durable_moves[moves - 1].1
     }
 
-    /// A life ends: what is not durable may be gone, and no later flush covers it unless it is
-    /// seen again. Returns the moment.
+    /// A life ends: what is not durable may be gone. Returns the moment.
     pub fn end_life(&mut self) -> u64 {
-        let now = self.tick();
-        self.ended.push((now, self.durable_before));
+        let at = self.tick();
+        let durable_before = self.durable_before;
+        self.ended.push(Ended { at, durable_before, leaves_kept: false });
+        at
+    }
+
+    /// It was the process that ended, and nothing else: what was answered to clients that go on is
+    /// there at the next start, and their next flush covers it. Returns how much that is.
+    pub fn outlive_process(&mut self) -> u64 {
+        self.ended.last_mut().expect("a life has ended").leaves_kept = true;
+        let mut left = 0;
+        for unflushed in &mut self.unflushed {
+            unflushed.retain(|id| self.writes[*id as usize].kept);
+            left += unflushed.len() as u64;
+        }
+        left
+    }
+
+    /// The power is gone before the next start was over: nobody counts on anything any more that
+    /// was not durable, and no later flush covers it unless it is seen again.
+    pub fn lose_power(&mut self) {
+        self.ended.last_mut().expect("a life has ended").leaves_kept = false;
         self.unflushed.iter_mut().for_each(Vec::clear);
-        now
+    }
+
+    /// Whether there is something that is there at the next start unless the power fails.
+    #[must_use]
+    pub fn counts_on_power(&self) -> bool {
+        let leaves_kept = self.ended.last().is_some_and(|life| life.leaves_kept);
+        leaves_kept && self.unflushed.iter().any(|unflushed| !unflushed.is_empty())
     }
 
     /// In which life a moment was, counted from zero.
     #[must_use]
     pub fn life_of(&self, moment: u64) -> usize {
-        self.ended.partition_point(|(end, _)| *end <= moment)
+        self.ended.partition_point(|life| life.at <= moment)
     }
 
     /// A read that was answered now has seen the write.
@@ -277,6 +329,7 @@ impl History {
         write.settled = write.settled.min(now);
         write.answered = write.answered.min(now);
         if !write.recovered && write.flushed == NEVER {
+            // One that outlived the process is there already, and twice does no harm.
             let export = usize::from(write.export);
             self.unflushed[export].push(id);
         }
@@ -322,13 +375,14 @@ impl History {
         let write = self.get(id);
         let moment = |moment| if moment == NEVER { "never".into() } else { format!("{moment}") };
         format!(
-            "write {id} (export {}, units {}+{}{}{}{}, submitted {}, settled {}, answered {}, \
+            "write {id} (export {}, units {}+{}{}{}{}{}, submitted {}, settled {}, answered {}, \
              flushed {})",
             write.export,
             write.first_unit,
             write.units,
             if write.zeroes { ", zeroes" } else { "" },
             if write.fua { ", FUA" } else { "" },
+            if write.kept { ", kept" } else { "" },
             if write.lost { ", lost" } else { "" },
             write.invoked,
             moment(write.settled),

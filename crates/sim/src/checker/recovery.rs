@@ -68,9 +68,27 @@ impl Loss {
 }
 
 impl Checker {
-    /// Power or process is gone: what was not durable may or may not come back, and no request
-    /// is in flight any more.
+    /// The power is gone: what was not durable may or may not come back, and no request is in
+    /// flight any more.
     pub fn crash(&mut self) {
+        self.end_life();
+        self.history.lose_power();
+    }
+
+    /// The process is gone, and nothing else: what was answered to clients that outlive it comes
+    /// back, unless [`Checker::lose_power`] comes first. Returns how much that is.
+    pub fn kill(&mut self) -> u64 {
+        self.end_life();
+        // Not before: a power cut during the start may bring back what this covers.
+        self.history.outlive_process()
+    }
+
+    /// The power has failed before a start was over.
+    pub fn lose_power(&mut self) {
+        self.history.lose_power();
+    }
+
+    fn end_life(&mut self) {
         self.restarted = self.history.end_life();
         self.reads_in_flight.clear();
         for registers in &mut self.exports {

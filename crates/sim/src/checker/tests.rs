@@ -131,6 +131,94 @@ fn a_fua_write_survives() {
     assert_eq!(checker.recovered([1; 8]), Some(Kind::Lost));
 }
 
+impl Checker {
+    fn write_kept(&mut self, first_unit: usize, units: usize) -> u32 {
+        let id = self.submit_write(0, first_unit, units, false, false);
+        self.history.keep(id);
+        self.answer_write(id);
+        id
+    }
+
+    /// What is wrong with what a start shows after a kill.
+    fn after_kill(&self, values: [Value; 8]) -> Option<Kind> {
+        self.check_recovered(vec![values.to_vec()]).err().map(|violation| violation.kind)
+    }
+}
+
+#[test]
+fn what_was_answered_to_a_kernel_outlives_the_process() {
+    let mut checker = checker();
+    let kept = checker.write_kept(0, 1);
+    let other = checker.write(1, 1);
+    let mut cut = checker.clone();
+    assert_eq!(checker.kill(), 1);
+    let both = [kept, other, 1, 1, 1, 1, 1, 1];
+    let one = [kept, 1, 1, 1, 1, 1, 1, 1];
+    assert_eq!(checker.after_kill(both), None);
+    assert_eq!(checker.after_kill(one), None, "another client's may be gone");
+    assert_eq!(checker.after_kill([1; 8]), Some(Kind::Lost));
+    assert_eq!(cut.recovered([1; 8]), None, "a power cut may take it");
+}
+
+#[test]
+fn a_power_cut_before_the_start_is_over_may_take_what_outlived_the_process() {
+    let mut checker = checker();
+    // The second covers the first once it is durable, but it is not yet.
+    let first = checker.write_kept(0, 1);
+    let second = checker.write_kept(0, 1);
+    checker.kill();
+    assert!(checker.history.counts_on_power());
+    assert_eq!(checker.after_kill([first, 1, 1, 1, 1, 1, 1, 1]), Some(Kind::Lost));
+    checker.lose_power();
+    assert!(!checker.history.counts_on_power());
+    for value in [1, first, second] {
+        assert_eq!(checker.after_kill([value, 1, 1, 1, 1, 1, 1, 1]), None);
+    }
+}
+
+#[test]
+fn what_outlived_the_process_survives_a_later_power_cut_unread() {
+    let mut checker = checker();
+    let kept = checker.write_kept(0, 1);
+    checker.kill();
+    // The start is over, and nobody has looked.
+    assert_eq!(checker.clone().read(0, &[1]), Some(Kind::Stale));
+    assert_eq!(checker.clone().read(0, &[kept]), None);
+    assert_eq!(checker.recovered([1; 8]), Some(Kind::Lost));
+}
+
+#[test]
+fn a_flush_in_the_next_life_covers_what_outlived_the_process() {
+    let mut checker = checker();
+    let kept = checker.write_kept(0, 1);
+    checker.kill();
+    checker.flush();
+    let later = checker.write(1, 1);
+    let possible: [Vec<Value>; 8] = std::array::from_fn(|_| vec![1]);
+    let mut ledger = OriginLedger::new(0, 8, true);
+    let found = origin_write(&checker, &mut ledger.clone(), &possible, 1, later);
+    assert_eq!(found, Some(Kind::OriginIllegal), "the epoch before is missing");
+    assert_eq!(origin_write(&checker, &mut ledger, &possible, 0, kept), None);
+}
+
+#[test]
+fn damage_after_the_answer_excuses_no_loss_of_what_outlived_the_process() {
+    let mut checker = checker();
+    let early = checker.write_kept(0, 2);
+    let damaged = checker.history.now() + 1;
+    let late = checker.write_kept(2, 2);
+    checker.kill();
+    let loss = Loss::new(checker.history.now(), damaged, [].into());
+    let kind = |first, second| {
+        let contents = vec![vec![first, first, second, second, 1, 1, 1, 1]];
+        let losses = std::slice::from_ref(&loss);
+        checker.check_excused(&contents, losses).map_err(|found| found.kind)
+    };
+    assert_eq!(kind(early, late), Ok(false), "nothing is gone");
+    assert_eq!(kind(early, 1), Ok(true), "what the damage took");
+    assert_eq!(kind(1, 1), Err(Kind::Lost), "the device had it before the damage");
+}
+
 #[test]
 fn what_a_restart_has_shown_survives_the_next_crash() {
     let mut checker = checker();

@@ -3,7 +3,8 @@
 //!
 //! It keeps one export of at most 1 MiB in memory. A flush writes its whole content, with a
 //! header, to one of two places on the device, then flushes the device, then answers, then
-//! writes the same content to the origin and flushes that.
+//! writes the same content to the origin and flushes that. Requests whose answers outlive the
+//! process do the same, but are answered before the device is flushed.
 
 use ringfence_cache::units::{BLOCK_BYTES, BLOCK_BYTES_U64};
 use ringfence_cache::{
@@ -47,6 +48,8 @@ pub mod flaw {
     pub const BELIEVES_FORMER: u8 = 13;
     /// A stop overwrites the last snapshot instead of the one before it.
     pub const UNSAFE_STOP: u8 = 14;
+    /// What must outlive the process is answered while only the process has it.
+    pub const EARLY_KEPT: u8 = 15;
 }
 
 thread_local! {
@@ -85,6 +88,9 @@ pub struct Toy {
     /// Tickets and tokens that wait for the next job, and for the one that runs.
     next: (Vec<Ticket>, Vec<u32>),
     running: (Vec<Ticket>, Vec<u32>),
+    /// Tickets that wait for the next device write, and for the one that runs.
+    next_kept: Vec<Ticket>,
+    running_kept: Vec<Ticket>,
     late: Option<(Buffer, usize)>,
     half: Option<(usize, Vec<u8>)>,
     ios: u32,
@@ -125,7 +131,8 @@ impl Toy {
     }
 
     fn begin_job(&mut self) {
-        let wanted = !(self.next.0.is_empty() && self.next.1.is_empty());
+        let (tickets, tokens) = &self.next;
+        let wanted = !(tickets.is_empty() && tokens.is_empty() && self.next_kept.is_empty());
         if self.job != Job::Idle || !self.loaded || !wanted {
             return;
         }
@@ -133,6 +140,7 @@ impl Toy {
         // The place is that of every second one.
         let unsafe_stop = self.flaw == flaw::UNSAFE_STOP && self.stopping;
         self.generation += if unsafe_stop { 2 } else { 1 };
+        self.running_kept = std::mem::take(&mut self.next_kept);
         self.snapshot.clone_from(&self.data);
         let mut image = vec![0; HEADER_BYTES];
         image.extend_from_slice(&self.snapshot);
@@ -152,7 +160,12 @@ impl Toy {
     }
 
     fn answer_tickets(&mut self) {
-        for ticket in std::mem::take(&mut self.running.0) {
+        let tickets = std::mem::take(&mut self.running.0);
+        self.answer(tickets);
+    }
+
+    fn answer(&mut self, tickets: Vec<Ticket>) {
+        for ticket in tickets {
             self.effects.push_back(Effect::Complete { ticket, result: Ok(()) });
         }
     }
@@ -179,6 +192,8 @@ impl Toy {
                 }
             }
             Job::WritingDevice => {
+                let tickets = std::mem::take(&mut self.running_kept);
+                self.answer(tickets);
                 let io = self.io();
                 self.effects.push_back(Effect::DeviceFlush { io });
                 self.job = Job::FlushingDevice;
@@ -225,7 +240,8 @@ impl Toy {
             let bytes = self.reserve.bytes(buffer);
             self.data[at..at + bytes.len()].copy_from_slice(bytes);
         }
-        let Request { ticket, offset, length, command, .. } = request;
+        let Request { ticket, offset, length, command, kept, .. } = request;
+        let kept = kept && self.flaw != flaw::EARLY_KEPT;
         let (start, end) = (offset as usize, (offset + length) as usize);
         let fua = match command {
             Command::Read { buffer, .. } => {
@@ -253,8 +269,12 @@ impl Toy {
         if self.flaw == flaw::FORGETS && self.counted == 100 {
             return;
         }
+        let is_read = matches!(command, Command::Read { .. });
         if fua {
             self.next.0.push(ticket);
+            self.begin_job();
+        } else if kept && !is_read {
+            self.next_kept.push(ticket);
             self.begin_job();
         } else {
             self.effects.push_back(Effect::Complete { ticket, result: Ok(()) });
@@ -369,6 +389,8 @@ impl Core for Toy {
             early: Vec::new(),
             next: Default::default(),
             running: Default::default(),
+            next_kept: Vec::new(),
+            running_kept: Vec::new(),
             late: None,
             half: None,
             ios: 0,
