@@ -80,8 +80,8 @@ pub struct Summary {
     pub failures: Vec<Report>,
 }
 
-/// Runs the worlds that `draw` makes of consecutive seeds on so many threads, from `first` on, until
-/// `more` says no. Each report is handed to `ended` at once.
+/// Runs the worlds that `draw` makes of consecutive seeds on so many threads, from `first` on,
+/// until `more` says no. Each report is handed to `ended` at once.
 pub fn run_many(
     draw: fn(u64) -> Scenario,
     first: u64,

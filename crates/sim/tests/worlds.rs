@@ -7,8 +7,8 @@ use ringfence_sim::threads::processors;
 use ringfence_sim::trace::Sink;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// With the exhaustive sequences, more than 200,000. Those with a loss that damage explains, or with
-/// something that cannot be read, do not count.
+/// With the exhaustive sequences, more than 200,000. Those with a loss that damage explains, or
+/// with something that cannot be read, do not count.
 const POINTS_WITHOUT_LOSS_MIN: u64 = 175_000;
 /// More than are needed for that many.
 const WORLDS_MAX: u64 = 2_000;
