@@ -9,6 +9,9 @@
  * A value is refused when a newer one had to be there: a write that began after the value's own
  * write was answered, and that was itself answered before the read began (while serving), or was
  * durable (after a crash). Writes that overlapped in time may be seen in either order.
+ *
+ * What is seen at one moment, by a read or after a crash, is refused too where it is torn: where
+ * no order of the writes in it has each of them done in one step.
  */
 
 /** Bytes of a sector, the unit of the judgement. */
@@ -16,6 +19,11 @@ export const SECTOR_BYTES = 512;
 const SECTOR_WORDS = SECTOR_BYTES / 4;
 const MAGIC = 0x52464348;
 const HEADER_WORDS = 4;
+/** The longest writes that are promised to be one step, and reads that see one moment. */
+const STEP_BYTES_MAX = 1 << 20;
+
+/** The identity of zeroes that no write has left. */
+const NOBODY = 0;
 
 /** One write, or one range of zeroes. Ticks are of the logical clock. */
 export interface Write {
@@ -58,10 +66,12 @@ export interface Registers {
   answerRead(read: PendingRead, firstSector: number, data: Uint8Array): Violation[];
   /** A read that failed is forgotten. */
   dropRead(read: PendingRead): void;
-  /** Judges what is there after a crash; what is seen now is durable from now on. */
-  judgeAfterCrash(firstSector: number, data: Uint8Array): Violation[];
-  /** Writes that were answered and never flushed. */
+  /** Judges the whole device after a crash; what is seen now is durable from now on. */
+  judgeAfterCrash(data: Uint8Array): Violation[];
+  /** Writes that were answered and, since the last crash, never became durable. */
   undurableWrites(): number;
+  /** Such writes of which a crash has taken something, as it may. */
+  lostWrites(): number;
 }
 
 function word(id: number, sector: number, index: number): number {
@@ -116,6 +126,14 @@ function decodeSector(
   return id;
 }
 
+/** The zeroes that a device begins with: no write, so they are never seen in part. */
+function nobodysZeroes(sectors: number): Write {
+  return {
+    ...{ id: NOBODY, zero: true, firstSector: 0, sectors },
+    ...{ startTick: -1, answeredTick: 0, durable: true },
+  };
+}
+
 /** Whether `newer` must hide `older` from everyone who can rely on `newer`. */
 function hides(newer: Write, older: Write): boolean {
   return newer.startTick > older.answeredTick;
@@ -136,6 +154,7 @@ interface State {
   readonly candidates: Write[][];
   /** Answered, and covered by no answered flush. */
   readonly undurable: Set<Write>;
+  lost: number;
   readonly reads: Set<PendingRead>;
 }
 
@@ -163,7 +182,8 @@ function makeDurable(state: State, write: Write): void {
 }
 
 /**
- * Judges one value: the write that it is from, or what is wrong with it.
+ * Judges one value: the writes that it may be from, more than one of zeroes only, or what is wrong
+ * with it.
  *
  * @param seenBy tick at which the reader had its answer
  * @param counts which writes the reader can rely on
@@ -174,7 +194,7 @@ function judge(
   value: number | string,
   seenBy: number,
   counts: (write: Write) => boolean,
-): Write | string {
+): readonly Write[] | string {
   if (typeof value === 'string') return value;
   const list = state.candidates[sector] ?? [];
   const matching = list.filter((write) => (value === 0 ? write.zero : write.id === value));
@@ -182,33 +202,107 @@ function judge(
     const known = list.map(show).join('; ');
     return `shows write ${value}, which was replaced; possible: ${known}`;
   }
-  let hidden = '';
-  for (const write of matching) {
+  let wrong = '';
+  const possible = matching.filter((write) => {
     const newer = list.find((other) => counts(other) && hides(other, write));
-    if (newer === undefined && write.startTick <= seenBy) return write;
-    hidden = newer === undefined ? 'from the future' : `although there is ${show(newer)}`;
-  }
-  return `shows ${matching.map(show).join(' or ')}, ${hidden}`;
+    if (newer === undefined && write.startTick <= seenBy) return true;
+    wrong = newer === undefined ? 'from the future' : `although there is ${show(newer)}`;
+    return false;
+  });
+  return possible.length > 0 ? possible : `shows ${matching.map(show).join(' or ')}, ${wrong}`;
 }
 
-/** Judges every sector of a range; `seen` is told what a good one shows. */
-function judgeAll(
+/** What a range showed at one moment. */
+interface Picture {
+  readonly firstSector: number;
+  /** Per sector, the writes that it may be from; none where it is wrong already. */
+  readonly writers: readonly (readonly Write[])[];
+}
+
+/**
+ * The writes that a picture shows for certain and that have to be whole. Zeroes of which one of
+ * several writes may be the source show none.
+ */
+function shownWrites({ writers }: Picture): Set<Write> {
+  const shown = new Set<Write>();
+  for (const [writer, ...others] of writers) {
+    if (writer === undefined || others.length > 0 || writer.id === NOBODY) continue;
+    if (writer.sectors * SECTOR_BYTES <= STEP_BYTES_MAX) shown.add(writer);
+  }
+  return shown;
+}
+
+/**
+ * The first sector in which `write` does not show though it is the last write but for those that
+ * were taken away; `undefined` if there is none.
+ *
+ * @param left shown writes that were not taken away
+ */
+function firstGap(picture: Picture, write: Write, left: ReadonlySet<Write>): number | undefined {
+  const { firstSector, writers } = picture;
+  const end = Math.min(write.firstSector + write.sectors, firstSector + writers.length);
+  for (let sector = Math.max(write.firstSector, firstSector); sector < end; sector += 1) {
+    const possible = writers[sector - firstSector] ?? [];
+    const [writer, ...others] = possible;
+    if (writer === undefined || possible.includes(write)) continue;
+    if (others.length === 0 && left.has(writer)) return sector;
+    if (possible.every((other) => hides(write, other))) return sector;
+  }
+  return undefined;
+}
+
+/**
+ * Finds what is torn: writes that show in some sectors, and in another of their sectors do not,
+ * though what shows there instead is older. Concurrent writes may have come in any order, but in
+ * the same one in all sectors. So a picture is good if its writes can be taken away one by one,
+ * the last first, each of which shows in all of its sectors that none of those before it has
+ * covered. Which of several goes first makes no difference: each that goes only helps the others.
+ */
+function findTorn(picture: Picture): Violation[] {
+  const left = shownWrites(picture);
+  const rest = [...left].sort((a, b) => a.startTick - b.startTick);
+  const violations: Violation[] = [];
+  for (;;) {
+    const newest = rest.at(-1);
+    if (newest === undefined) return violations;
+    const canBeLast = (write: Write): boolean =>
+      write.answeredTick >= newest.startTick && firstGap(picture, write, left) === undefined;
+    let at = rest.findLastIndex(canBeLast);
+    if (at < 0) {
+      const sector = firstGap(picture, newest, left) ?? newest.firstSector;
+      const instead = picture.writers[sector - picture.firstSector] ?? [];
+      const what = `is no part of ${show(newest)}, which shows elsewhere, but of `;
+      violations.push({ sector, what: what + instead.map(show).join(' or ') });
+      at = rest.length - 1;
+    }
+    for (const taken of rest.splice(at, 1)) left.delete(taken);
+  }
+}
+
+/** What a reader saw, and what was wrong with single sectors of it. */
+interface Judgement {
+  readonly picture: Picture;
+  readonly violations: Violation[];
+}
+
+/** Judges every sector of a range on its own. */
+function judgeSectors(
   state: State,
   firstSector: number,
   data: Uint8Array,
   counts: (write: Write) => boolean,
-  seen: (sector: number, write: Write) => void,
-): Violation[] {
+): Judgement {
   const words = asWords(data);
   const violations: Violation[] = [];
+  const writers: (readonly Write[])[] = [];
   for (let index = 0; index < data.length / SECTOR_BYTES; index += 1) {
     const sector = firstSector + index;
     const value = decodeSector(words, index * SECTOR_WORDS, sector, state.seed);
     const verdict = judge(state, sector, value, state.tick, counts);
     if (typeof verdict === 'string') violations.push({ sector, what: verdict });
-    else seen(sector, verdict);
+    writers.push(typeof verdict === 'string' ? [] : verdict);
   }
-  return violations;
+  return { picture: { firstSector, writers }, violations };
 }
 
 function beginWrite(state: State, firstSector: number, sectors: number, zero: boolean): Write {
@@ -228,31 +322,55 @@ function beginWrite(state: State, firstSector: number, sectors: number, zero: bo
   return write;
 }
 
-function judgeAfterCrash(state: State, firstSector: number, data: Uint8Array): Violation[] {
+/** Judges a read that began at `startTick` and has just been answered. */
+function judgeRead(
+  state: State,
+  startTick: number,
+  firstSector: number,
+  data: Uint8Array,
+): Violation[] {
+  const counts = (write: Write): boolean => write.answeredTick < startTick;
+  const { picture, violations } = judgeSectors(state, firstSector, data, counts);
+  // A longer read is a sequence of steps: what it shows is not of one moment.
+  return data.length > STEP_BYTES_MAX ? violations : [...violations, ...findTorn(picture)];
+}
+
+/** Whether a picture of the whole device shows less of a write than all that newer ones left. */
+function isLost({ writers }: Picture, write: Write): boolean {
+  const covered = writers.slice(write.firstSector, write.firstSector + write.sectors);
+  return covered.some((possible) => {
+    return possible.length > 0 && possible.every((other) => hides(write, other));
+  });
+}
+
+function judgeAfterCrash(state: State, data: Uint8Array): Violation[] {
   const now = nextTick(state);
-  return judgeAll(
-    state,
-    firstSector,
-    data,
-    (write) => write.durable,
-    (sector, write) => {
-      state.undurable.delete(write);
-      // Recovery begins with a flush: what it shows it can never take back.
-      state.candidates[sector] = [{ ...write, answeredTick: now, durable: true }];
-    },
-  );
+  const { picture, violations } = judgeSectors(state, 0, data, (write) => write.durable);
+  violations.push(...findTorn(picture));
+  for (const write of state.undurable) if (isLost(picture, write)) state.lost += 1;
+  state.undurable.clear();
+  // Recovery begins with a flush: what it shows it can never take back. Zeroes do not tell whose
+  // they are, and it does not matter any more.
+  const settled = { answeredTick: now, durable: true };
+  const zeroes: Write = { ...nobodysZeroes(state.candidates.length), startTick: now, ...settled };
+  const survivors = new Map<Write, Write>();
+  for (const [sector, [writer]] of picture.writers.entries()) {
+    if (writer === undefined) continue;
+    const survivor = writer.zero ? zeroes : (survivors.get(writer) ?? { ...writer, ...settled });
+    survivors.set(writer, survivor);
+    state.candidates[sector] = [survivor];
+  }
+  return violations;
 }
 
 /** Makes the registers of a device of `sectors` sectors that read as zeroes. */
 export function createRegisters(sectors: number, seed: number): Registers {
-  const blank: Write = {
-    ...{ id: 0, zero: true, firstSector: 0, sectors },
-    ...{ startTick: -1, answeredTick: 0, durable: true },
-  };
+  const blank = nobodysZeroes(sectors);
   const state: State = {
     ...{ seed, tick: 0, lastId: 0 },
     candidates: Array.from({ length: sectors }, () => [blank]),
     undurable: new Set(),
+    lost: 0,
     reads: new Set(),
   };
   return {
@@ -278,13 +396,13 @@ export function createRegisters(sectors: number, seed: number): Registers {
     answerRead: (read, firstSector, data) => {
       nextTick(state);
       state.reads.delete(read);
-      const counts = (write: Write): boolean => write.answeredTick < read.startTick;
-      return judgeAll(state, firstSector, data, counts, () => undefined);
+      return judgeRead(state, read.startTick, firstSector, data);
     },
     dropRead: (read) => {
       state.reads.delete(read);
     },
-    judgeAfterCrash: (firstSector, data) => judgeAfterCrash(state, firstSector, data),
+    judgeAfterCrash: (data) => judgeAfterCrash(state, data),
     undurableWrites: () => state.undurable.size,
+    lostWrites: () => state.lost,
   };
 }
