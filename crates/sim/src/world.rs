@@ -433,6 +433,7 @@ impl World {
             self.scenario.served().map(|(_, export)| export.options.clone()).collect();
         match self.try_open::<C>(&options, Some(cut_after), 0..0, None) {
             Err(PowerCut) => {
+                self.checker.lose_power();
                 self.tally.faults.count(FaultKind::CutInRecovery);
                 Ok(true)
             }
