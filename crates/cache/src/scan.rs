@@ -387,8 +387,12 @@ impl<'a> Scanner<'a> {
         let mut room = std::mem::take(&mut self.room);
         let (mut at, mut end, mut next) = (0, SUMMARY_OFFSET, first.sequence.get());
         while at < geometry.payload_blocks {
-            self.load(segment, at);
-            let Some(header) = self.header(segment, at) else { break };
+            // The first one is here. Were it read again, and in vain, nothing would be left of it.
+            if at > 0 {
+                self.load(segment, at);
+            }
+            let header = if at == 0 { Some(first) } else { self.header(segment, at) };
+            let Some(header) = header else { break };
             let bytes = FooterBuilder::record_bytes(
                 header.entry_count.get().into(),
                 header.payload_blocks.get().into(),

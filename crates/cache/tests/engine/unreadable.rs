@@ -7,6 +7,7 @@ use ringfence_cache::{
     Control, Mode, OpenError, Order, ReadPiece, Recovery, Severity, Storage, StorageError, check,
     describe,
 };
+use std::ops::Range;
 
 const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const MIB: u64 = 1 << 20;
@@ -18,14 +19,14 @@ struct Failing {
     /// Bytes from the start.
     unreadable: Vec<u64>,
     /// Which reads of log blocks fail, counted from zero.
-    failing_read: Option<usize>,
+    failing_reads: Range<usize>,
     reads: usize,
 }
 
 impl Failing {
     fn at(bench: &Bench, unreadable: &[u64]) -> Self {
         let unreadable = unreadable.to_vec();
-        Self { disk: bench.disk.clone(), unreadable, failing_read: None, reads: 0 }
+        Self { disk: bench.disk.clone(), unreadable, failing_reads: 0..0, reads: 0 }
     }
 }
 
@@ -41,7 +42,7 @@ impl Storage for Failing {
         };
         if let Some(first) = pieces.first().filter(|first| first.offset >= SEGMENTS_OFFSET) {
             self.reads += 1;
-            if self.failing_read == Some(self.reads - 1) {
+            if self.failing_reads.contains(&(self.reads - 1)) {
                 return error(first.offset);
             }
         }
@@ -142,7 +143,7 @@ fn a_read_that_fails_once_changes_nothing() {
     assert!(whole.reads > 5, "{}", whole.reads);
     for read in 0..whole.reads {
         let mut failing = Failing::at(&bench, &[]);
-        failing.failing_read = Some(read);
+        failing.failing_reads = read..read + 1;
         let recovery = bench.open_on(&mut failing).expect("read again");
         assert_eq!((recovery.lost, recovery.records), (None, 7));
         assert_eq!(content(&mut bench, 7), all(7));
@@ -213,6 +214,32 @@ fn what_cannot_be_read_is_not_the_end_of_the_log() {
         let recovery = bench.try_restart().expect("what was accepted is not asked for again");
         assert_eq!(recovery.lost, None);
         assert_eq!(bench.read(0, 1), [Some(99)]);
+    }
+}
+
+/// The device goes away in the midst of a start, for some reads or for all: whatever was read by
+/// then, nothing that was flushed is cut off.
+#[test]
+fn a_device_that_goes_away_during_a_start_does_not_end_the_log() {
+    for (written, reads) in [(1, 1), (1, 20), (1, 60), (3, 20), (5, 20), (5, usize::MAX / 2)] {
+        let mut bench = steps(written);
+        for first in 0.. {
+            let mut failing = Failing::at(&bench, &[]);
+            failing.failing_reads = first..first + reads;
+            let opened = bench.open_on(&mut failing);
+            match opened {
+                Ok(recovery) => assert_eq!(recovery.records, written, "{reads} from {first} on"),
+                Err(_) => {
+                    assert!(failing.disk.bytes == bench.disk.bytes, "{reads} from {first} on");
+                }
+            }
+            if failing.reads <= first {
+                assert!(first > 1, "nothing has failed");
+                break;
+            }
+        }
+        bench.try_restart().expect("it is back");
+        assert_eq!(content(&mut bench, written), all(written as u8));
     }
 }
 
