@@ -10,11 +10,16 @@ use ringfence_sim::trace::Sink;
 const STRIDE: usize = 1;
 
 /// Failures that once broke a promise.
-const REGRESSIONS: [(Case, ChosenFailure); 1] = [
+const REGRESSIONS: [(Case, ChosenFailure); 2] = [
     // A writethrough write was answered whose data the cache device could not give to the origin.
     (
         Case { workload: Workload::Laps, setting: Setting::Writethrough },
         ChosenFailure { first: 620, for_ever: true, in_recovery: false },
+    ),
+    // The device went away right after the newest segment's first header had been read.
+    (
+        Case { workload: Workload::Trims, setting: Setting::EagerDestage },
+        ChosenFailure { first: 22, for_ever: true, in_recovery: true },
     ),
 ];
 
