@@ -186,6 +186,7 @@ mod tests {
     use rustix::net::sockopt;
     use std::net::{TcpListener, TcpStream};
     use std::os::fd::AsRawFd;
+    use std::time::Duration;
 
     #[test]
     fn a_tcp_client_that_is_gone_is_noticed() {
@@ -207,6 +208,8 @@ mod tests {
         assert!(busy.to_string().contains("in use"), "{busy}");
         let Listener { fd, file, .. } = first;
         drop(fd);
+        // Older kernels tell the times of files in steps of some milliseconds.
+        std::thread::sleep(Duration::from_millis(20));
         let second = listen(&address).expect("the file is stale now");
         file.expect("a Unix socket has one").remove();
         assert!(path.exists(), "it belongs to the second by now");
