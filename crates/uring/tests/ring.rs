@@ -106,6 +106,11 @@ fn refused_requests_keep_the_stream_in_step() {
     assert_eq!(client.get(0, 4096), Ok(vec![0; 4096]), "nothing was written");
     let mut chunked = host.attach(0, true, false);
     assert_eq!(chunked.get(size, 1), Err(EINVAL), "early errors are chunks too");
+    // Each of them was answered, so each counts.
+    assert_eq!(host.answered("read"), (5, 3));
+    assert_eq!(host.answered("write"), (3, 2));
+    assert_eq!(host.answered("trim"), (2, 1));
+    assert_eq!(host.answered("flush"), (1, 1));
 }
 
 #[test]

@@ -95,8 +95,8 @@ impl<C: Core> Ring<C> {
         connection.replies.push(&reply, None);
     }
 
-    /// Counts a request that was answered with an error before it reached the engine.
-    pub(super) fn count_refused(&mut self, slot: u16, command: Command) {
+    /// Counts a request that was answered without the engine: it asks for nothing, or was refused.
+    pub(super) fn count_at_once(&mut self, slot: u16, command: Command, failed: bool) {
         let op = match command {
             Command::Read => Op::Read,
             Command::Write => Op::Write,
@@ -106,7 +106,7 @@ impl<C: Core> Ring<C> {
             _ => return,
         };
         let export = self.connections[usize::from(slot)].export;
-        self.shared.counters.request(export, op, 0, 0, true);
+        self.shared.counters.request(export, op, 0, 0, failed);
     }
 
     /// The kernel sent something for a connection, or failed to.

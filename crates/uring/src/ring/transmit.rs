@@ -147,7 +147,7 @@ impl<C: Core> Ring<C> {
                 connection.discard = refusal.payload_bytes;
                 let reply = refusal.reply(connection.style);
                 connection.replies.push(&reply, None);
-                self.count_refused(slot, refusal.command);
+                self.count_at_once(slot, refusal.command, true);
                 Progress::Took(u64::from(HEADER_BYTES))
             }
         }
@@ -193,6 +193,7 @@ impl<C: Core> Ring<C> {
             connection.window.consume(HEADER_BYTES);
             let reply = request.reply(connection.style, Ok(()));
             connection.replies.push(&reply, None);
+            self.count_at_once(slot, request.operation.command(), false);
             return Progress::Took(u64::from(HEADER_BYTES));
         }
         match request.operation {

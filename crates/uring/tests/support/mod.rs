@@ -365,6 +365,19 @@ impl Host {
         values[index]
     }
 
+    /// Requests of all clients of the first export that were answered, and errors among them.
+    pub fn answered(&self, op: &str) -> (u64, u64) {
+        let layout = ringfence_uring::counter_layout();
+        let op = layout.operations.iter().position(|other| *other == op).expect("an operation");
+        let exports = layout.exports_max as usize;
+        // Requests, bytes, errors, the sum of durations, the buckets and what is above them.
+        let group = 4 + layout.duration_buckets_ns.len() + 1;
+        let at = layout.engine.len() + exports * layout.export_names.len() + op * group;
+        let mut values = vec![0; layout.values];
+        self.runtime.counters(&mut values);
+        (values[at], values[at + 2])
+    }
+
     pub fn reasons(&self) -> Vec<&'static str> {
         self.closed.lock().expect("no panic").clone()
     }
