@@ -15,11 +15,21 @@ import {
   SPIN_US_MAX,
 } from './config.ts';
 import { RingfenceError, reasonOf, ringfenceError } from './errors.ts';
-import { EXPORT_DEFAULTS, exportNameProblem, MODES, ORDERS, parsePatienceMs } from './exports.ts';
+import {
+  EXPORT_DEFAULTS,
+  exportNameProblem,
+  MODES,
+  ORDERS,
+  parseDirtyBytesMax,
+  parsePatienceMs,
+} from './exports.ts';
 import { parseDurationMs, parseSizeBytes } from './units.ts';
 
 const size = checkedBy(z.union([z.string(), z.int().nonnegative()]), (value) =>
   parseSizeBytes(`${value}`),
+);
+const dirtyMax = checkedBy(z.union([z.string(), z.int().nonnegative()]), (value) =>
+  parseDirtyBytesMax(`${value}`),
 );
 const duration = checkedBy(z.string(), (text) => parseDurationMs(text));
 const patience = checkedBy(z.string(), parsePatienceMs);
@@ -36,7 +46,7 @@ const EXPORT_SCHEMA = z.strictObject({
   origin: path,
   mode: z.enum(MODES).default(EXPORT_DEFAULTS.mode),
   order: z.enum(ORDERS).default(EXPORT_DEFAULTS.order),
-  dirty_max: size.optional(),
+  dirty_max: dirtyMax.optional(),
   wait: patience.optional(),
   origin_timeout: patience.optional(),
 });

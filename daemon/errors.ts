@@ -34,6 +34,9 @@ export const ERRORS = {
       `"${text}" is not a size: ` +
       'write a whole number, alone for bytes or with KiB, MiB, GiB or TiB.',
   ),
+  RF_SIZE_SMALL: refused(
+    (text: string, least: string) => `"${text}" is too small: write ${least} or more.`,
+  ),
   RF_DURATION: refused(
     (text: string) =>
       `"${text}" is not a duration: write a whole number with ms, s or m, such as 30s.`,

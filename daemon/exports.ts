@@ -1,7 +1,7 @@
 /** Exports as the command line writes them: `NAME=ORIGIN[,mode=…][,order=…]…`. */
 
 import { ringfenceError } from './errors.ts';
-import { parseDurationMs, parseSizeBytes } from './units.ts';
+import { formatSize, parseDurationMs, parseSizeBytes } from './units.ts';
 
 /** When the answer to a write is given. */
 export const MODES = ['writeback', 'writethrough', 'readonly'] as const;
@@ -37,6 +37,8 @@ export const EXPORT_DEFAULTS = {
   originTimeoutMs: 30_000,
 } as const satisfies Omit<ExportConfig, 'name' | 'origin'>;
 
+/** One step of a request (`limits::STEP_BYTES_MAX`): what an export may have dirty at the least. */
+const DIRTY_BYTES_LEAST = 1n << 20n;
 /** Exports of one cache: a bit of a 64-bit set each (`limits::EXPORTS_MAX`). */
 export const EXPORTS_MAX = 64;
 /** Bytes in the name of an export: what the export table on the device has room for. */
@@ -45,7 +47,8 @@ export const EXPORT_NAME_BYTES_MAX = 255;
 /**
  * Parses one `--export`.
  *
- * @throws `RF_EXPORT_SYNTAX`, `RF_EXPORT_NAME`, `RF_SIZE`, `RF_DURATION`, `RF_DURATION_RANGE`
+ * @throws `RF_EXPORT_SYNTAX`, `RF_EXPORT_NAME`, `RF_SIZE`, `RF_SIZE_SMALL`, `RF_DURATION`,
+ *   `RF_DURATION_RANGE`
  */
 export function parseExport(text: string): ExportConfig {
   const equals = text.indexOf('=');
@@ -75,6 +78,18 @@ export function parseExport(text: string): ExportConfig {
  */
 export function parsePatienceMs(text: string): number {
   return parseDurationMs(text, '1ms');
+}
+
+/**
+ * Parses how much dirty data an export may have. Less than one step of a request would let each
+ * write wait until the one before is on the origin.
+ *
+ * @throws `RF_SIZE`, `RF_SIZE_SMALL`
+ */
+export function parseDirtyBytesMax(text: string): bigint {
+  const bytes = parseSizeBytes(text);
+  if (bytes >= DIRTY_BYTES_LEAST) return bytes;
+  throw ringfenceError('RF_SIZE_SMALL', [text, formatSize(DIRTY_BYTES_LEAST)]);
 }
 
 /**
@@ -119,7 +134,7 @@ function parseOption(text: string, key: string, value: string): Partial<ExportCo
     case 'order':
       return { order: oneOf(text, key, value, ORDERS) };
     case 'dirty-max':
-      return { dirtyBytesMax: parseSizeBytes(value) };
+      return { dirtyBytesMax: parseDirtyBytesMax(value) };
     case 'wait':
       return { waitMs: parsePatienceMs(value) };
     case 'origin-timeout':

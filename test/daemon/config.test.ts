@@ -44,6 +44,13 @@ test('a number as the control socket is a path, and no port', (t) => {
   t.is(completeConfig(said, {}).control, resolve('9810'));
 });
 
+test('too little dirty data is refused with its line', (t) => {
+  // Somebody who means 4 GiB.
+  const source = WHOLE.replace('dirty_max = "4GiB"', 'dirty_max = 4');
+  const message = /^x\.toml:25: .*"4" is too small: write 1 MiB or more\./;
+  t.throws(() => parseConfigFile('x.toml', source), { code: 'RF_CONFIG_VALUE', message });
+});
+
 test('everything that can be said is read', (t) => {
   const said = parseConfigFile('x.toml', WHOLE);
   t.deepEqual(completeConfig(said, {}), {

@@ -44,6 +44,8 @@ test('what is wrong is named', (t) => {
     ['disk=/x,wait=0ms', 'RF_DURATION_RANGE', /"0ms" is out of range: .* from 1ms to 1440m/],
     ['disk=/x,origin-timeout=0s', 'RF_DURATION_RANGE', /from 1ms to 1440m/],
     ['disk=/x,dirty-max=1MB', 'RF_SIZE', /not a size/],
+    ['disk=/x,dirty-max=0', 'RF_SIZE_SMALL', /"0" is too small: write 1 MiB or more/],
+    ['disk=/x,dirty-max=1023KiB', 'RF_SIZE_SMALL', /1 MiB or more/],
   ];
   for (const [text, code, message] of wrong) {
     t.throws(() => parseExport(text), { code, message }, text);
