@@ -287,13 +287,23 @@ fn open(
             index
         }
     };
+    let queue = match Queue::of(index, spec.device.resend_seconds) {
+        Ok(queue) => queue,
+        Err(error) => {
+            if !spec.take_over {
+                // Nobody would mend it.
+                let _first_error_counts = netlink.disconnect(index);
+            }
+            return Err(refused(error));
+        }
+    };
     let connections = spec.connections;
     let mending = spec.take_over.then(|| Mending::new(Instant::now()));
     let mut driver = KernelDriver {
         netlink,
         listener,
         index,
-        queue: Queue::of(index, spec.device.resend_seconds).map_err(refused)?,
+        queue,
         spec: spec.device,
         sockets,
         connections,
