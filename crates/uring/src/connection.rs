@@ -1,6 +1,7 @@
 //! What the ring knows of a connection.
 
 use crate::counters::Op;
+use crate::net;
 use crate::options::ConnectionId;
 use crate::replies::Replies;
 use crate::shared::name_of;
@@ -108,6 +109,8 @@ pub struct Connection {
     slot: u16,
     /// The socket.
     pub fd: Option<OwnedFd>,
+    /// Whether the socket is TCP's.
+    pub tcp: bool,
     /// What has been received.
     pub window: ReceiveWindow,
     /// Frames of reads.
@@ -160,6 +163,7 @@ impl Connection {
             generation: 0,
             slot,
             fd: None,
+            tcp: false,
             window: ReceiveWindow::new(receive),
             frames: ReplyWindow::new(reply),
             replies: Replies::new(),
@@ -196,11 +200,12 @@ impl Connection {
     }
 
     /// A new client has the slot.
-    pub fn accept(&mut self, fd: OwnedFd) {
+    pub fn accept(&mut self, fd: OwnedFd, tcp: bool) {
         assert_eq!(self.state, State::Free, "a free slot");
         self.state = State::Handshake;
         self.generation += 1;
         self.fd = Some(fd);
+        self.tcp = tcp;
         self.handshake = Handshake::default();
     }
 
@@ -229,6 +234,19 @@ impl Connection {
     #[must_use]
     pub const fn is_answered(&self) -> bool {
         self.in_flight == 0 && self.replies.is_empty()
+    }
+
+    /// Whether its client may lack something that the kernel has taken.
+    #[must_use]
+    pub fn may_deliver(&self) -> bool {
+        self.tcp && self.state == State::Transmission
+    }
+
+    /// Whether the kernel would lose answers by closing now. TCP resets a connection that is closed
+    /// while its client still sends, and then drops what the client's machine does not have yet.
+    #[must_use]
+    pub fn is_delivering(&self) -> bool {
+        self.tcp && net::unconfirmed_bytes(self.socket()) > 0
     }
 
     /// Gives everything back; the name stays taken until it is released.

@@ -1,14 +1,17 @@
 //! Addresses: parsing, binding, listening. Done by the caller's thread; the ring only accepts.
 
 use crate::error::RuntimeError;
-use rustix::net::sockopt;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Clients that may wait to be accepted.
+const UNIX_BACKLOG: i32 = 128;
 
 /// A socket that listens, and its address as bound.
 #[derive(Debug)]
@@ -92,9 +95,48 @@ fn explain(error: &io::Error) -> String {
     }
 }
 
+/// `SO_PASSRIGHTS` of Linux 6.16, which the bindings do not have yet.
+const SO_PASSRIGHTS: libc::c_int = 83;
+
+/// Has the kernel refuse descriptors that clients send along, on this socket and those that it
+/// accepts. The ring has no use for them, and the kernel would close them on the ring's thread:
+/// whatever the client has made that close wait for, all others would wait for, too.
+///
+/// # Errors
+/// `ENOPROTOOPT` before Linux 6.16.
+fn refuse_descriptors(socket: &OwnedFd) -> io::Result<()> {
+    let off: libc::c_int = 0;
+    // SAFETY: the option's value is an integer, at the place and of the size that are named.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PASSRIGHTS,
+            (&raw const off).cast(),
+            size_of_val(&off) as libc::socklen_t,
+        )
+    };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// A listening socket whose clients can send bytes and nothing else, where the kernel knows how.
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    // Before anybody can connect: an accepted socket is as the listening one was then.
+    let _older_kernels_pass_them = refuse_descriptors(&socket);
+    rustix::net::bind(&socket, &SocketAddrUnix::new(path)?)?;
+    rustix::net::listen(&socket, UNIX_BACKLOG)?;
+    Ok(socket.into())
+}
+
 /// A socket file that nobody answers on is left over from a process that was killed.
 fn listen_unix(path: &Path) -> io::Result<UnixListener> {
-    match UnixListener::bind(path) {
+    match bind_unix(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             let is_socket =
                 std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
@@ -104,7 +146,7 @@ fn listen_unix(path: &Path) -> io::Result<UnixListener> {
                 return Err(error);
             }
             std::fs::remove_file(path)?;
-            UnixListener::bind(path)
+            bind_unix(path)
         }
         bound => bound,
     }
@@ -149,6 +191,15 @@ pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Bytes sent over TCP that the other machine has not confirmed; 0 where that is not told.
+#[must_use]
+pub fn unconfirmed_bytes(fd: RawFd) -> u32 {
+    let mut bytes: libc::c_int = 0;
+    // SAFETY: the request writes one integer, to the place that it is given. It does not wait.
+    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
+    if result == 0 { bytes.cast_unsigned() } else { 0 }
+}
+
 /// Small replies go out at once, a client that is gone gives its place back, and the other end is
 /// asked for its name. No allocation: the
 /// standard library's calls here only use the stack.
@@ -182,10 +233,14 @@ pub fn greet(fd: RawFd, tcp: bool) -> Peer {
 
 #[cfg(test)]
 mod tests {
-    use super::{KEEPALIVE_IDLE, Listener, greet, listen};
-    use rustix::net::sockopt;
+    use super::{KEEPALIVE_IDLE, Listener, greet, listen, refuse_descriptors};
+    use rustix::io::Errno;
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg, sockopt};
+    use std::io::IoSlice;
+    use std::mem::MaybeUninit;
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsRawFd;
+    use std::os::fd::{AsFd, AsRawFd};
+    use std::os::unix::net::UnixStream;
     use std::time::Duration;
 
     #[test]
@@ -215,6 +270,26 @@ mod tests {
         assert!(path.exists(), "it belongs to the second by now");
         second.file.expect("a Unix socket has one").remove();
         assert!(!path.exists());
+    }
+
+    /// The kernel would close them on the ring's thread, and that may wait for hours.
+    #[test]
+    fn descriptors_that_a_client_sends_are_refused() {
+        let path = std::env::temp_dir().join(format!("ringfence-rights-{}", std::process::id()));
+        let listener = listen(&format!("unix:{}", path.display())).expect("a socket");
+        let client = UnixStream::connect(&path).expect("connected");
+        let served = rustix::net::accept(&listener.fd).expect("accepted");
+        let handed = [listener.fd.as_fd()];
+        let mut room = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut room);
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(&handed)));
+        let bytes = [IoSlice::new(b"IHAVEOPT")];
+        let sent = sendmsg(&client, &bytes, &mut ancillary, SendFlags::NOSIGNAL);
+        // The option came with Linux 6.16.
+        let known = refuse_descriptors(&served).is_ok();
+        assert_eq!(sent, if known { Err(Errno::PERM) } else { Ok(8) });
+        assert_eq!(rustix::io::write(&client, b"IHAVEOPT"), Ok(8), "bytes alone are welcome");
+        listener.file.expect("a Unix socket has one").remove();
     }
 
     #[test]

@@ -202,10 +202,12 @@ pub fn start<C: Core + Send + 'static>(
     let ring_bell = move || {
         loop {
             bell_shared.event_signal.wait();
-            if bell_stop.load(Ordering::Acquire) {
+            let is_last = bell_stop.load(Ordering::Acquire);
+            // The last time, too: the ring may have told something just before it ended.
+            bell();
+            if is_last {
                 return;
             }
-            bell();
         }
     };
     let bell = spawn_quiet("ringfence-bell", STACK_BYTES, ring_bell)

@@ -236,6 +236,8 @@ impl<C: Core> Ring<C> {
 
     fn start_origin_ios(&mut self) {
         while let Some(index) = self.ios.pop_waiting() {
+            // What it has waited for others' origins is not this one's time.
+            self.ios.io(index).started_ns = self.now.monotonic_ns;
             self.push_io(index);
         }
     }

@@ -115,7 +115,7 @@ impl<C: Core> Ring<C> {
         let peer = net::greet(fd.as_raw_fd(), tcp);
         self.shared.reset(usize::from(slot));
         let connection = &mut self.connections[usize::from(slot)];
-        connection.accept(fd);
+        connection.accept(fd, tcp);
         let id = connection.id();
         self.shared.counters.add(RingCounter::ConnectionsAccepted, 1);
         self.count_open(1);

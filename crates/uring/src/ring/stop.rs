@@ -6,6 +6,9 @@ use crate::core::Core;
 use crate::shared::STOP_TOKEN;
 use ringfence_cache::{Control, Event, RequestError};
 
+/// How often a TCP connection is asked whether its client's machine has everything.
+const DELIVERY_LOOK_NS: u64 = 2_000_000;
+
 /// ```text
 ///  Requests ──all connections gone──▶ Engine ──ControlDone──▶ Ended
 ///      └─────── limit passed ───────▶    └──── limit passed ────▶
@@ -45,9 +48,13 @@ impl<C: Core> Ring<C> {
         }
     }
 
-    /// When the phase ends even if nothing happens.
+    /// When the phase ends even if nothing happens, or is to be looked at again.
     pub(super) fn stop_deadline_ns(&self) -> Option<u64> {
-        self.stopping.as_ref().map(|stopping| stopping.deadline_ns)
+        let stopping = self.stopping.as_ref()?;
+        let looks = matches!(stopping.phase, Phase::Requests)
+            && self.connections.iter().any(|connection| connection.may_deliver());
+        let look_ns = self.now.monotonic_ns + DELIVERY_LOOK_NS;
+        Some(if looks { look_ns.min(stopping.deadline_ns) } else { stopping.deadline_ns })
     }
 
     pub(super) fn advance_stop(&mut self) {
@@ -60,6 +67,12 @@ impl<C: Core> Ring<C> {
                 if late {
                     for slot in 0..self.connections.len() {
                         self.begin_closing(slot as u16, "the server stopped");
+                    }
+                }
+                // Nobody tells that the last answer has arrived.
+                for slot in 0..self.connections.len() {
+                    if self.connections[slot].may_deliver() {
+                        self.touch(slot as u16);
                     }
                 }
                 if late || !any_open {

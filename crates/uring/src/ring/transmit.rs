@@ -348,7 +348,7 @@ impl<C: Core> Ring<C> {
         let idle = !connection.runnable && !connection.blocked;
         if self.stopping.is_some() && idle {
             // What a write lacks is not received any more: nothing would ever end it.
-            if connection.is_answered() {
+            if connection.is_answered() && !connection.is_delivering() {
                 self.begin_closing(slot, "the server is stopping");
             }
             return;

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, Once, mpsc};
 use std::time::Duration;
 
 /// No reply for so long means that there will be none: only ever the end of a failing test.
-const PATIENCE: Duration = Duration::from_secs(20);
+pub const PATIENCE: Duration = Duration::from_secs(20);
 static HOSTS: AtomicU32 = AtomicU32::new(0);
 static SHOW_PANICS: Once = Once::new();
 
