@@ -137,7 +137,7 @@ const CLIENT_METRICS: readonly MetricDefinition[] = [
   },
   {
     name: 'ringfence_request_bytes_total',
-    help: 'Bytes that those requests covered.',
+    help: 'Bytes that those of them covered that did not fail.',
     type: 'counter',
     labels: ['export', 'op'],
     samples: operationSamples('client', 'bytes'),
@@ -210,7 +210,7 @@ const CACHE_METRICS: readonly MetricDefinition[] = [
   },
   {
     name: 'ringfence_checksum_errors_total',
-    help: 'Blocks whose checksum was wrong: clean ones were fetched again, dirty ones are lost.',
+    help: 'Times that a block of the cache device was wrong or could not be read.',
     type: 'counter',
     labels: ['export', 'kind'],
     samples: exportSamplesBy('kind', {
@@ -261,7 +261,7 @@ const ORIGIN_METRICS: readonly MetricDefinition[] = [
 const DEVICE_METRICS: readonly MetricDefinition[] = [
   {
     name: 'ringfence_recovery_duration_seconds',
-    help: 'How long reading the log took when the daemon started.',
+    help: 'How long recovery took when the daemon started.',
     type: 'gauge',
     labels: [],
     samples: ({ recoveryMs }) => [{ labels: {}, value: recoveryMs / 1000 }],
@@ -338,7 +338,7 @@ const RESERVE_METRICS: readonly MetricDefinition[] = [
   },
   {
     name: 'ringfence_reserve_waits_total',
-    help: 'Times that something had to wait for memory of a pool.',
+    help: 'Times that something waited for memory of a pool; of log, for room in log or index, too.',
     type: 'counter',
     labels: ['pool'],
     samples: ({ snapshot }) =>
