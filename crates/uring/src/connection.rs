@@ -246,7 +246,7 @@ impl Connection {
     /// while its client still sends, and then drops what the client's machine does not have yet.
     #[must_use]
     pub fn is_delivering(&self) -> bool {
-        self.tcp && net::unconfirmed_bytes(self.socket()) > 0
+        self.tcp && self.fd.as_ref().is_some_and(|socket| net::unconfirmed_bytes(socket) > 0)
     }
 
     /// Gives everything back; the name stays taken until it is released.

@@ -1,6 +1,7 @@
 //! Addresses: parsing, binding, listening. Done by the caller's thread; the ring only accepts.
 
 use crate::error::RuntimeError;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -191,12 +192,18 @@ pub fn keep_alive(socket: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Bytes sent over TCP that the other machine has not confirmed; 0 where that is not told.
+/// Bytes sent over TCP that the other machine has not confirmed and still may; 0 where that is not
+/// told.
 #[must_use]
-pub fn unconfirmed_bytes(fd: RawFd) -> u32 {
+pub fn unconfirmed_bytes(socket: &OwnedFd) -> u32 {
+    // The kernel goes on counting them behind a connection that has broken.
+    let mut broken = [PollFd::new(socket, PollFlags::empty())];
+    if !matches!(poll(&mut broken, Some(&Timespec::default())), Ok(0)) {
+        return 0;
+    }
     let mut bytes: libc::c_int = 0;
     // SAFETY: the request writes one integer, to the place that it is given. It does not wait.
-    let result = unsafe { libc::ioctl(fd, libc::TIOCOUTQ, &raw mut bytes) };
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
     if result == 0 { bytes.cast_unsigned() } else { 0 }
 }
 

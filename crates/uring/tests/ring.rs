@@ -600,12 +600,8 @@ fn the_end_finishes_what_has_arrived_and_refuses_nothing() {
     assert!(!host.path.exists(), "the socket's file is gone");
 }
 
-/// TCP resets a connection that is closed with requests in it, and drops what it has not sent.
-#[test]
-fn the_end_loses_no_answer_that_is_still_on_its_way() {
-    const READS: usize = 8;
-    const LENGTH: usize = 64 << 10;
-    let host = host(Setup::default());
+/// A TCP client of whose answers little arrives before it is read.
+fn slow_tcp_client(host: &Host) -> std::net::TcpStream {
     let address: SocketAddr =
         host.runtime.listen("127.0.0.1:0").expect("a port").address.parse().expect("an address");
     let socket = rustix::net::socket(
@@ -614,21 +610,36 @@ fn the_end_loses_no_answer_that_is_still_on_its_way() {
         None,
     );
     let socket = socket.expect("a socket");
-    // Little arrives before it is read; the rest waits in the server's kernel.
     rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 4096).expect("a small buffer");
     rustix::net::connect(&socket, &address).expect("a connection");
     let mut stream = std::net::TcpStream::from(socket);
     stream.set_read_timeout(Some(support::PATIENCE)).expect("a timeout");
     stream.write_all(&[0, 0, 0, 0]).expect("a greeting");
     std::io::Read::read_exact(&mut stream, &mut [0; 4]).expect("the greeting");
+    stream
+}
+
+/// Who waits for no client that can still be helped does not wait.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
+/// TCP resets a connection that is closed with requests in it, and drops what it has not sent.
+#[test]
+fn the_end_loses_no_answer_that_is_still_on_its_way() {
+    const READS: usize = 8;
+    const LENGTH: usize = 64 << 10;
+    let host = host(Setup::default());
+    let mut stream = slow_tcp_client(&host);
     let mut unix = host.connect();
     let request = unix.header(READ, 0, LENGTH as u32);
     for _ in 0..READS {
         stream.write_all(&request).expect("a read");
     }
     host.until("the reads", |host| host.answered("read").0 == READS as u64);
-    let runtime = host.runtime.clone();
-    let ending = std::thread::spawn(move || runtime.shutdown());
+    // Nobody wakes the ring by chance: it has to notice by itself.
+    host.deaf.store(true, Ordering::SeqCst);
+    let (runtime, began) = (host.runtime.clone(), Instant::now());
+    let limit_ms = END_LIMIT.as_millis() as u64;
+    let ending = std::thread::spawn(move || runtime.shutdown_within(limit_ms));
     assert!(unix.is_closed(), "the end has begun");
     stream.write_all(&request).expect("what the ring was receiving when the end began");
     host.until("one more", |host| host.answered("read").0 == READS as u64 + 1);
@@ -638,7 +649,30 @@ fn the_end_loses_no_answer_that_is_still_on_its_way() {
     let mut replies = vec![0; (READS + 1) * (16 + LENGTH)];
     std::io::Read::read_exact(&mut stream, &mut replies).expect("all answers");
     ending.join().expect("no panic").expect("an orderly end");
+    assert!(began.elapsed() < END_LIMIT, "it ends with the last answer");
+    host.deaf.store(false, Ordering::SeqCst);
     host.until("both ends", |host| host.reasons() == ["the server is stopping"; 2]);
+}
+
+/// The kernel counts what it sent to a client that is gone as unconfirmed for ever.
+#[test]
+fn the_end_does_not_wait_for_who_is_gone() {
+    let host = host(Setup::default());
+    let mut stream = slow_tcp_client(&host);
+    let mut unix = host.connect();
+    let request = unix.header(READ, 0, 512 << 10);
+    stream.write_all(&request).expect("a read");
+    host.until("the read", |host| host.answered("read").0 == 1);
+    let (runtime, began) = (host.runtime.clone(), Instant::now());
+    let limit_ms = END_LIMIT.as_millis() as u64;
+    let ending = std::thread::spawn(move || runtime.shutdown_within(limit_ms));
+    assert!(unix.is_closed(), "the end has begun");
+    stream.write_all(&request).expect("what the ring was receiving when the end began");
+    host.until("one more", |host| host.answered("read").0 == 2);
+    // With answers that it has not read: the connection is reset.
+    drop(stream);
+    ending.join().expect("no panic").expect("an orderly end");
+    assert!(began.elapsed() < END_LIMIT, "nobody is there to be waited for");
 }
 
 #[test]

@@ -62,17 +62,12 @@ impl<C: Core> Ring<C> {
         let late = self.now.monotonic_ns >= stopping.deadline_ns;
         match stopping.phase {
             Phase::Requests => {
+                self.close_what_is_delivered();
                 let open = |state| !matches!(state, State::Free | State::Closed);
                 let any_open = self.connections.iter().any(|connection| open(connection.state));
                 if late {
                     for slot in 0..self.connections.len() {
                         self.begin_closing(slot as u16, "the server stopped");
-                    }
-                }
-                // Nobody tells that the last answer has arrived.
-                for slot in 0..self.connections.len() {
-                    if self.connections[slot].may_deliver() {
-                        self.touch(slot as u16);
                     }
                 }
                 if late || !any_open {
@@ -86,6 +81,16 @@ impl<C: Core> Ring<C> {
             Phase::Engine if late => self.stop_ended(Err("the last flush did not end in time")),
             Phase::Engine | Phase::Ended(_) => {}
         }
+    }
+
+    /// Looks at connections whose last answer may have arrived by now: nobody tells.
+    fn close_what_is_delivered(&mut self) {
+        for slot in 0..self.connections.len() {
+            if self.connections[slot].may_deliver() {
+                self.touch(slot as u16);
+            }
+        }
+        self.serve_touched();
     }
 
     pub(super) fn engine_stopped(&mut self, result: Result<(), RequestError>) {
