@@ -298,9 +298,13 @@ export async function outlastDeadTimeout(
   if (exitCode === 0 || !output.includes('Input/output error')) {
     throw new Error(`no error without a server: ${output}`);
   }
+  // The kernel counts for itself, and the supervisor tells of it with its next attempt.
+  await waitUntil(
+    async () => (await guest.runAnyway("grep 'fail from now on' /run/attach.log")).exitCode === 0,
+    () => `the supervisor did not say that requests fail:\n${guest.console()}`,
+  );
   // The kernel keeps the device, and with it its supervisor, for those who have it open.
   const said = await guest.run(`${ringfencePrelude}
-    grep 'fail from now on' /run/attach.log
     node "$RINGFENCE" detach --force ${DEVICE}
     umount /mnt
     for i in $(seq 200); do kill -0 $(cat /run/attach.pid) 2>/dev/null || break; sleep 0.1; done
