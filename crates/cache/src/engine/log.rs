@@ -9,6 +9,7 @@
 //! image of the newest segments is the log pool: a record is built in the frames that it is
 //! written from, and serves reads from there until its segment's image makes room for a newer.
 
+use super::device_flush::{DeviceFlush, RecordEnd};
 use super::exports::Exports;
 use super::tables::FixedQueue;
 use crate::canary;
@@ -150,17 +151,11 @@ pub struct Log {
     next_sequence: Sequence,
     closed: FixedQueue<ClosedRecord>,
     writes_in_flight: usize,
-    written: Sequence,
-    durable: Sequence,
-    wanted: Sequence,
+    /// The last record of those that are on the device without a gap.
+    written: RecordEnd,
+    flush: DeviceFlush,
     /// Up to here records are closed without waiting for more.
     wanted_closed: Sequence,
-    /// Where the records up to `written` end.
-    written_end: LogAddress,
-    /// Where the records up to `durable` end.
-    durable_end: LogAddress,
-    /// What the flush in flight covers: a sequence, and where its record ends.
-    flushing: Option<(Sequence, LogAddress)>,
     footers: FixedQueue<PendingFooter>,
     /// Per segment.
     pub segments: Box<[SegmentInfo]>,
@@ -196,7 +191,8 @@ impl Log {
     /// The stream continues where recovery left it, in a new segment.
     pub fn new(geometry: Geometry, identity: Identity, start: LogStart) -> Self {
         let last = start.next_sequence.previous();
-        let end = geometry.address(start.next_use, 0);
+        let address = geometry.address(start.next_use, 0);
+        let end = RecordEnd { sequence: last, address };
         Self {
             geometry,
             identity,
@@ -209,13 +205,9 @@ impl Log {
             next_sequence: start.next_sequence,
             closed: FixedQueue::new(CLOSED_RECORDS_MAX),
             writes_in_flight: 0,
-            written: last,
-            durable: last,
-            wanted: last,
+            written: end,
+            flush: DeviceFlush::new(end),
             wanted_closed: last,
-            written_end: end,
-            durable_end: end,
-            flushing: None,
             footers: FixedQueue::new(geometry.pool_segments as usize + 1),
             segments: start.segments,
             checksums: start.checksums,
@@ -243,12 +235,12 @@ impl Log {
 
     /// The highest sequence that a finished flush covers.
     pub fn durable(&self) -> Sequence {
-        self.durable
+        self.flush.durable().sequence
     }
 
     /// Whether a durable record carries the current tail.
     pub fn tail_is_durable(&self) -> bool {
-        self.tail_record.is_some_and(|sequence| sequence <= self.durable)
+        self.tail_record.is_some_and(|sequence| sequence <= self.durable())
     }
 
     /// Moves the tail forward; the next record carries it.
@@ -296,7 +288,7 @@ impl Log {
 
     /// The end of the durable records: every address below is durable, none from here on.
     pub fn durable_end(&self) -> LogAddress {
-        self.durable_end
+        self.flush.durable().address
     }
 
     /// The checksum of a block.
@@ -414,7 +406,11 @@ impl Log {
             epochs: segment.epochs,
             writing: false,
         });
-        self.want_durable(last);
+        // One flush does for several footers, and comes early enough for the next segment.
+        let unsealed_max = SEGMENTS_WITHOUT_FOOTER_MAX.min(self.geometry.pool_segments as usize);
+        if 2 * self.footers.len() >= unsealed_max {
+            self.want_durable(last);
+        }
     }
 
     fn open_record(&mut self, reserve: &mut Reserve, now: Now) {
@@ -513,7 +509,7 @@ impl Log {
         header.segment_use = U64::new(segment.segment_use);
         header.device_offset = U64::new(self.geometry.device_offset(record.header));
         header.sequence = U64::new(record.sequence.0);
-        header.durable = U64::new(self.durable.0);
+        header.durable = U64::new(self.durable().0);
         header.tail = U64::new(self.tail.0);
         header.wall_ns = U64::new(now.wall_ns);
         header.epoch_starts = U64::new(exports.take_epoch_starts());
@@ -564,12 +560,12 @@ impl Log {
 
     /// Everything up to this sequence is with the device, flushed or not.
     pub fn written(&self) -> Sequence {
-        self.written
+        self.written.sequence
     }
 
     /// Asks for everything up to a sequence to become durable.
     pub fn want_durable(&mut self, sequence: Sequence) {
-        self.wanted = self.wanted.max(sequence);
+        self.flush.want(sequence);
     }
 
     /// Asks for everything up to now to be on its way to the device, durable or not.
@@ -620,7 +616,7 @@ impl Log {
             self.starved = room.is_err() && self.segments_free() == 0;
         }
         let Some(record) = self.record else { return };
-        let waited_for = self.wanted.max(self.wanted_closed) >= record.sequence;
+        let waited_for = self.flush.wanted().max(self.wanted_closed) >= record.sequence;
         let old = now.monotonic_ns >= record.opened_ns + RECORD_AGE_NS_MAX;
         // While a record is in flight the next one gathers.
         if (waited_for || old) && self.writes_in_flight == 0 && !self.closed.is_full() {
@@ -680,31 +676,24 @@ impl Log {
         }
         while self.closed.front().is_some_and(|record| record.state == WriteState::Written) {
             let record = self.closed.pop().expect("a front");
-            self.written = record.sequence;
-            self.written_end = record.header.plus(u64::from(record.blocks));
+            let address = record.header.plus(u64::from(record.blocks));
+            self.written = RecordEnd { sequence: record.sequence, address };
         }
     }
 
-    /// Whether to flush now: something written is waited for, and no flush is in flight. The
-    /// flush covers only writes whose end was seen (rule 11).
+    /// Whether to flush the device now.
     pub fn start_flush(&mut self) -> bool {
-        if self.flushing.is_some() || self.wanted <= self.durable || self.written <= self.durable {
-            return false;
-        }
-        self.flushing = Some((self.written, self.written_end));
-        true
+        self.flush.start(self.written)
     }
 
     /// The flush has ended well.
     pub fn flush_done(&mut self) {
-        let covered = self.flushing.take().expect("a flush in flight");
-        let seen_later = (self.written, self.written_end);
-        (self.durable, self.durable_end) = if canary::breaks(11) { seen_later } else { covered };
+        self.flush.done(self.written);
     }
 
     /// The next footer that is due: a flush covers all its records (rule 8).
     pub fn next_footer(&mut self, reserve: &mut Reserve, exports: &Exports) -> Option<DueWrite> {
-        let durable = self.durable;
+        let durable = self.durable();
         let pending = self
             .footers
             .iter_mut()
@@ -769,12 +758,12 @@ impl Log {
 
     /// Panics if the state contradicts itself.
     pub fn check_invariants(&self) {
-        assert!(self.durable <= self.written, "only what was written is durable");
-        assert!(self.written < self.next_sequence, "only what was numbered is written");
+        assert!(self.durable() <= self.written(), "only what was written is durable");
+        assert!(self.written() < self.next_sequence, "only what was numbered is written");
         assert!(self.oldest_use <= self.next_use, "uses grow");
         assert!(self.next_use - self.oldest_use <= self.geometry.segments, "uses fit the device");
         assert!(self.tail <= self.next_sequence, "the tail lies in the log");
-        let mut sequence = self.written;
+        let mut sequence = self.written();
         for record in self.closed.iter() {
             sequence = sequence.next();
             assert_eq!(record.sequence, sequence, "closed records are contiguous");

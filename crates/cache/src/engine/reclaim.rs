@@ -2,7 +2,12 @@
 //!
 //! ```text
 //!   Idle ──▶ Loading ──▶ Scanning ⇄ Reading ──▶ FlushingCopies ──▶ PersistingTail ──▶ Idle
+//!               ▲                                     │
+//!               └───────────── next segment ──────────┘
 //! ```
+//!
+//! A device flush may take longer than filling a segment does: while there is room, clean segments
+//! are left behind together, by one record with the new tail (decision 0023).
 //!
 //! Cold clean blocks are forgotten, blocks that were hit are appended again, dirty blocks wait for
 //! destage, or are carried forward if their origin is away and others need room (rule 28, in
@@ -28,6 +33,9 @@ pub(super) const BATCH_BLOCKS: usize = RECLAIM_BYTES as usize / BLOCK_BYTES;
 /// Quarters of a segment's payload that may be copied. Where clients hit all that the log has,
 /// reclaim would copy it round and round and free nothing; so a copy of three blocks frees one.
 const QUARTERS_COPIED_MAX: u64 = 3;
+/// Segments that are left behind together, and the part of the log that they may be.
+const SEGMENTS_TOGETHER_MAX: u64 = 4;
+const LOG_TOGETHER_MAX: u64 = 8;
 /// Blocks looked at per turn: a bounded walk of the index between two turns of the ring.
 const BLOCKS_PER_TURN: u64 = 8192;
 
@@ -59,6 +67,8 @@ pub(super) struct Survivor {
 #[derive(Debug)]
 pub struct Reclaim {
     phase: Phase,
+    /// The segment that is looked at. Those from the log's oldest up to it have been, and are left
+    /// behind together with it.
     segment_use: u64,
     summary_bytes: u32,
     loading: Option<SummaryLoad>,
@@ -128,7 +138,7 @@ impl Reclaim {
         self.phase != Phase::Idle
     }
 
-    /// The use of the segment that is being reclaimed.
+    /// The use of the segment that is being looked at.
     pub fn segment_use(&self) -> u64 {
         self.segment_use
     }
@@ -166,15 +176,21 @@ impl Engine {
                 Phase::Idle => self.start_reclaim(),
                 Phase::Scanning => self.scan(&mut budget),
                 Phase::Reading => self.append_survivors(),
-                Phase::FlushingCopies if canary::breaks(26) => self.reuse_segment(),
-                Phase::FlushingCopies => self.move_tail(),
-                Phase::PersistingTail => self.free_segment(),
+                Phase::FlushingCopies if canary::breaks(26) => self.reuse_segments(),
+                Phase::FlushingCopies => self.leave_segment(),
+                Phase::PersistingTail => self.free_segments(),
                 Phase::Loading => {}
             }
             let stands = (self.reclaim.phase, self.reclaim.segment_use) == before;
             if stands || self.reclaim.paused {
                 break;
             }
+        }
+        let is_stuck = self.reclaim.phase == Phase::Scanning && budget > 0;
+        if is_stuck && self.segments_left() > 0 {
+            // The room behind it is not kept waiting.
+            self.turn_back();
+            self.free_segments();
         }
         self.reclaim.goes_on |=
             budget == 0 && self.reclaim.phase == Phase::Scanning && !self.reclaim.paused;
@@ -185,11 +201,19 @@ impl Engine {
         if self.reclaim.retry_at_ns.is_some()
             || self.log.segments_free() >= self.segments_free_wanted()
             || segment_use >= self.log.open_use()
-            || !self.log.has_footer(segment_use)
             || self.ios.free() == 0
         {
             return;
         }
+        if !self.log.has_footer(segment_use) {
+            let segment = self.log.geometry.segment(segment_use);
+            return self.log.want_durable(self.log.segments[segment].sequence_last);
+        }
+        self.look_through(segment_use);
+    }
+
+    /// Begins with a segment that has its footer.
+    fn look_through(&mut self, segment_use: u64) {
         let geometry = self.log.geometry;
         let info = self.log.segments[geometry.segment(segment_use)];
         self.reclaim.segment_use = segment_use;
@@ -231,6 +255,7 @@ impl Engine {
         match self.summary_piece_done(&mut load, result) {
             Loaded::Whole(_) => self.reclaim.phase = Phase::Scanning,
             Loaded::Reading => self.reclaim.loading = Some(load),
+            Loaded::Failed if self.segments_left() > 0 => self.turn_back(),
             Loaded::Failed => {
                 // Nobody knows what the segment holds: it is not reused (rule 4). It may be
                 // readable later, and until the log is full nobody else needs it.
@@ -478,35 +503,82 @@ impl Engine {
         self.log.close_if_full(&mut self.reserve, &mut self.exports, self.now);
     }
 
-    /// The copies are durable: the tail may leave the segment behind.
-    fn move_tail(&mut self) {
-        if self.log.durable() < self.reclaim.copies || self.destage_reads(self.reclaim.segment_use)
-        {
+    /// Segments that have been looked through and wait for the one that is looked at.
+    pub(super) fn segments_left(&self) -> u64 {
+        self.reclaim.segment_use - self.log.oldest_use
+    }
+
+    /// The copies are durable: the tail may leave the segment behind, at once or with the next.
+    fn leave_segment(&mut self) {
+        let segment_use = self.reclaim.segment_use;
+        if self.log.durable() < self.reclaim.copies || self.destage_reads(segment_use) {
             return;
         }
+        self.reclaim.before = self.reclaim.passed;
+        if self.takes_along(segment_use + 1) {
+            self.look_through(segment_use + 1);
+        } else {
+            self.move_tail();
+        }
+    }
+
+    /// Whether a segment can be left behind with those before it, without anybody waiting for
+    /// room meanwhile.
+    fn takes_along(&self, segment_use: u64) -> bool {
+        let part = 1 + self.log.geometry.segments / LOG_TOGETHER_MAX;
+        if self.segments_left() + 1 >= part.min(SEGMENTS_TOGETHER_MAX)
+            || self.log.segments_free() <= u64::from(SEGMENTS_RESERVED)
+            || segment_use >= self.log.open_use()
+            || !self.log.has_footer(segment_use)
+            || self.ios.free() == 0
+        {
+            return false;
+        }
+        let last = self.log.segments[self.log.geometry.segment(segment_use)].sequence_last;
+        self.exports.in_use().all(|slot| {
+            let export = self.exports.get(slot);
+            !export.is_dirty() || export.watermark >= last
+        })
+    }
+
+    /// Gives up the segment that is looked at for now: it is looked at again when those before it
+    /// are free.
+    fn turn_back(&mut self) {
+        self.reclaim.survivors.clear();
+        self.reclaim.passed = self.reclaim.before;
+        self.reclaim.blocked_by = 0;
+        self.reclaim.segment_use -= 1;
+        self.move_tail();
+    }
+
+    fn move_tail(&mut self) {
         let next = self.log.segments[self.log.geometry.segment(self.reclaim.segment_use + 1)];
         self.log.set_tail(next.sequence_first);
-        self.log.want_tail();
         self.reclaim.phase = Phase::PersistingTail;
     }
 
-    /// The new tail is durable and nobody reads the segment any more: it is free.
-    fn free_segment(&mut self) {
+    /// The new tail is durable and nobody reads the segments any more: they are free.
+    fn free_segments(&mut self) {
         if !self.log.tail_is_durable() {
-            return self.log.want_tail();
-        }
-        let segment = self.log.geometry.segment(self.reclaim.segment_use);
-        if self.log.segments[segment].pins > 0 {
+            // While there is room the next flush will do, which footers need before it is used.
+            let enough = u64::from(SEGMENTS_RESERVED) + SEGMENTS_TOGETHER_MAX;
+            if self.log.segments_free() <= enough {
+                self.log.want_tail();
+            }
             return;
         }
-        self.reuse_segment();
+        let geometry = self.log.geometry;
+        let is_pinned = |segment_use| self.log.segments[geometry.segment(segment_use)].pins > 0;
+        if (self.log.oldest_use..=self.reclaim.segment_use).any(is_pinned) {
+            return;
+        }
+        self.reuse_segments();
     }
 
-    fn reuse_segment(&mut self) {
-        self.reclaim.before = self.reclaim.passed;
-        self.log.oldest_use += 1;
+    fn reuse_segments(&mut self) {
+        self.counters.add(Counter::SegmentsReclaimed, self.segments_left() + 1);
+        self.log.oldest_use = self.reclaim.segment_use + 1;
         self.admission.log_wrapped();
-        self.counters.add(Counter::SegmentsReclaimed, 1);
         self.reclaim.phase = Phase::Idle;
         self.reclaim.retry_at_ns = None;
         self.reclaim.goes_on |=

@@ -177,3 +177,17 @@ fn a_segment_that_cannot_be_read_is_not_reclaimed_and_stops_nothing_else() {
     bench.faults.unreadable = vec![FOOTER, SEGMENT + RECORD_BYTES];
     assert_eq!(bench.control(Control::Stop), Some(Ok(())));
 }
+
+/// Clean segments are left behind together; one that cannot be read keeps nobody else's room.
+#[test]
+fn a_segment_that_cannot_be_read_does_not_keep_those_before_it() {
+    const NEXT: usize = SEGMENT_BYTES_MIN as usize;
+    let mut bench = clean();
+    bench.faults.unreadable = vec![FOOTER + NEXT, SEGMENT + NEXT + RECORD_BYTES];
+    write_until(&mut bench, |bench| has_damaged_segment(bench));
+    assert_eq!(bench.engine_counter(Counter::SegmentsReclaimed), 1);
+    assert_eq!(content(&mut bench), [1, 2, 3, 4, 5, 6, 7].map(Some));
+    bench.faults.unreadable.clear();
+    bench.pass(6_000_000_000);
+    assert!(bench.engine_counter(Counter::SegmentsReclaimed) > 1);
+}
