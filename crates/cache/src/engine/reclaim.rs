@@ -201,13 +201,10 @@ impl Engine {
         if self.reclaim.retry_at_ns.is_some()
             || self.log.segments_free() >= self.segments_free_wanted()
             || segment_use >= self.log.open_use()
+            || !self.log.has_footer(segment_use)
             || self.ios.free() == 0
         {
             return;
-        }
-        if !self.log.has_footer(segment_use) {
-            let segment = self.log.geometry.segment(segment_use);
-            return self.log.want_durable(self.log.segments[segment].sequence_last);
         }
         self.look_through(segment_use);
     }

@@ -107,7 +107,8 @@ fn a_flush_does_for_the_segments_that_reclaim_leaves_behind() {
     assert!(flushed <= 22, "{flushed} flushes for 24 segments");
 }
 
-/// Nothing that has been written is waited for before the last of what a client has asked for is.
+/// A record from before is on the device, which is no reason to flush while the one that a client
+/// waits for is still on its way.
 #[test]
 fn no_flush_comes_before_what_is_waited_for_is_written() {
     let mut bench = Bench::new(&[(Mode::Writeback, Order::Strict)]);
