@@ -11,7 +11,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { firstDifference } from '../support/content.ts';
 import { MIB } from '../support/loop.ts';
-import { run } from '../support/process.ts';
+import { run, startProcess } from '../support/process.ts';
 import {
   ask,
   type Daemon,
@@ -27,6 +27,7 @@ import { startGuest } from './machine.ts';
 import {
   fillAndRemount,
   type GuestServer,
+  giveNothingToAnother,
   killBetweenSyncAndRemount,
   outlastDeadTimeout,
   restartSupervisor,
@@ -74,6 +75,14 @@ test.serial(
     });
     await server.start();
     mark('four connections replaced; requests failed after the dead timeout; detached by force');
+
+    const otherPort = await freePort();
+    startProcess(scope, 'nbdkit', [
+      ...['--foreground', '--port', String(otherPort), '--ipaddr', '127.0.0.1'],
+      ...['data', '0xee*4', `size=${ORIGIN_BYTES}`],
+    ]);
+    await giveNothingToAnother(guest, server, otherPort);
+    mark('its number became another disk\'s, which got nothing');
 
     const served = join(folder, 'served');
     await run('nbdcopy', [exportUri(setup, 'disk'), served]);

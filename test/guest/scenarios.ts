@@ -313,3 +313,31 @@ export async function outlastDeadTimeout(
     cat /run/attach.log`);
   if (!said.includes('detached by somebody else')) throw new Error(`attach said: ${said}`);
 }
+
+/**
+ * The device is detached while its server is away, and its number is another disk's at once: the
+ * supervisor must give that disk nothing. The server runs again afterwards.
+ *
+ * @param otherPort where the other disk is served on the host, a block of 0xee at its start
+ */
+export async function giveNothingToAnother(
+  guest: Guest,
+  server: GuestServer,
+  otherPort: number,
+): Promise<void> {
+  await attachForGood(guest, `${HOST}:${server.port}`, server.exportName);
+  await server.kill();
+  await guest.run(`
+    for i in $(seq 100); do grep -q 'cannot be reached' /run/attach.log && break; sleep 0.1; done
+    grep 'cannot be reached' /run/attach.log
+    nbd-client -d ${DEVICE} && nbd-client ${HOST} ${otherPort} ${DEVICE}`);
+  await server.start();
+  const said = await guest.run(`
+    for i in $(seq 200); do kill -0 $(cat /run/attach.pid) 2>/dev/null || break; sleep 0.1; done
+    cat /run/attach.log
+    never kill -0 $(cat /run/attach.pid) 2>/dev/null
+    dd if=${DEVICE} bs=1 count=4 status=none | od -An -tx1`);
+  if (!said.includes('detached by somebody else')) throw new Error(`attach said: ${said}`);
+  if (!said.includes('ee ee ee ee')) throw new Error(`not the other disk: ${said}`);
+  await detach(guest);
+}

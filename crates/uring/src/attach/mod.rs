@@ -10,6 +10,7 @@
 //!                    supervisor thread: hang-up ─▶ the same handshake ─▶ NBD_CMD_RECONFIGURE
 //! ```
 
+mod life;
 mod link;
 mod netlink;
 mod queue;

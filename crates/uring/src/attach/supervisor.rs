@@ -16,6 +16,7 @@
 //! the start, its stack and text are locked), never waits for I/O that memory reclaim begins
 //! (`PR_SET_IO_FLUSHER`), and asks JavaScript for nothing unless the server has changed.
 
+use super::life::{Life, is_attached_to};
 use super::link::{
     Link, RECEIVE_BYTES_MAX, ReplayError, Transcript, allow_stalls, hand_over, was_taken,
 };
@@ -287,8 +288,8 @@ fn open(
             index
         }
     };
-    let queue = match Queue::of(index, spec.device.resend_seconds) {
-        Ok(queue) => queue,
+    let (life, queue) = match life_and_queue(index, &spec) {
+        Ok(both) => both,
         Err(error) => {
             if !spec.take_over {
                 // Nobody would mend it.
@@ -303,6 +304,7 @@ fn open(
         netlink,
         listener,
         index,
+        life,
         queue,
         spec: spec.device,
         sockets,
@@ -325,6 +327,15 @@ fn open(
     let shared = driver.shared.clone();
     let dead_timeout = Duration::from_secs(u64::from(driver.spec.dead_timeout_seconds));
     Ok(Supervisor { driver, shared, transcript, scratch, connections, dead_timeout, mending })
+}
+
+fn life_and_queue(index: u32, spec: &AttachSpec) -> io::Result<(Life, Queue)> {
+    let life = Life::of(index)?;
+    // Since it was chosen, another may have got its number.
+    if spec.take_over && !is_attached_to(index, &spec.device.backend)? {
+        return Err(io::Error::from_raw_os_error(libc::EBUSY));
+    }
+    Ok((life, Queue::of(index, spec.device.resend_seconds)?))
 }
 
 fn connect_further(
@@ -377,6 +388,7 @@ struct KernelDriver {
     netlink: Netlink,
     listener: Listener,
     index: u32,
+    life: Life,
     queue: Queue,
     spec: DeviceSpec,
     sockets: Sockets,
@@ -385,6 +397,11 @@ struct KernelDriver {
 }
 
 impl KernelDriver {
+    /// Before the driver is told anything of the device: its number may be another's by now.
+    fn check_life(&self) -> io::Result<()> {
+        if self.life.goes_on() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ENODEV)) }
+    }
+
     /// Slow answers are waited for; what was on its way over a connection that has been replaced
     /// is sent again soon.
     fn be_patient(&mut self) -> io::Result<()> {
@@ -414,12 +431,12 @@ impl Driver for KernelDriver {
     }
 
     fn is_attached(&mut self) -> bool {
-        // Who cannot be asked has not said no.
-        self.netlink.is_attached(self.index).unwrap_or(true)
+        self.life.goes_on()
     }
 
     fn give(&mut self, socket: OwnedFd) -> io::Result<bool> {
         hand_over(&socket)?;
+        self.check_life()?;
         self.netlink.reconfigure(self.index, &self.spec, socket.as_raw_fd())?;
         let taken = was_taken(&socket);
         if taken {
@@ -441,11 +458,14 @@ impl Driver for KernelDriver {
 
     fn fail_requests(&mut self) {
         // Where it is refused they wait on, which loses nothing.
-        let _refused = self.netlink.limit_requests(self.index, &self.spec, true);
+        let _refused = self
+            .check_life()
+            .and_then(|()| self.netlink.limit_requests(self.index, &self.spec, true));
     }
 
     fn detach(&mut self) -> io::Result<()> {
-        self.netlink.disconnect(self.index)
+        // What has gone is detached.
+        if self.life.goes_on() { self.netlink.disconnect(self.index) } else { Ok(()) }
     }
 }
 
@@ -583,8 +603,10 @@ impl<D: Driver> Supervisor<D> {
                     self.mending = (mending.restored == 0 && early).then_some(*mending);
                 }
             }
-            // It is detached, and only not gone because somebody has it open.
-            Err(error) if error.raw_os_error() == Some(libc::EINVAL) => self.mending = None,
+            // It is detached, and if it is not gone, then only because somebody has it open.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EINVAL | libc::ENODEV)) => {
+                self.mending = None;
+            }
             Err(error) => self.failed(ReplayError::Away(error), mending),
         }
     }

@@ -354,16 +354,19 @@ fn one_death_of_several_takes_one_connection() {
 }
 
 /// Detached by force, but still open somewhere: its sockets are shut down, and it takes no others.
+/// Or gone, and its number another's.
 #[test]
 fn a_device_that_takes_no_socket_any_more_is_left_alone() {
-    let mut server = Server::start("bound", b"yes!", 2);
-    let link = server.link();
-    let mut supervisor = supervisor(link, &[], 1, 1);
-    supervisor.driver.refuses = Some(libc::EINVAL);
-    supervisor.connection_died();
-    supervisor.mend();
-    assert!(supervisor.mending.is_none(), "until it is gone");
-    let events = told(&supervisor);
-    assert_eq!(events, [AttachEvent::Dead]);
-    server.end();
+    for errno in [libc::EINVAL, libc::ENODEV] {
+        let mut server = Server::start(&format!("bound-{errno}"), b"yes!", 2);
+        let link = server.link();
+        let mut supervisor = supervisor(link, &[], 1, 1);
+        supervisor.driver.refuses = Some(errno);
+        supervisor.connection_died();
+        supervisor.mend();
+        assert!(supervisor.mending.is_none(), "until it is gone");
+        let events = told(&supervisor);
+        assert_eq!(events, [AttachEvent::Dead]);
+        server.end();
+    }
 }
