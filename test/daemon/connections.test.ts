@@ -1,4 +1,5 @@
 import test from 'ava';
+import { pino } from 'pino';
 import { createCatalogue, createConnections, HANDSHAKE_MS_MAX } from '../../daemon/connections.ts';
 import { parseExport } from '../../daemon/exports.ts';
 import { ENGINE } from '../support/engine.ts';
@@ -159,6 +160,21 @@ test('while the daemon stops, options are refused', async (t) => {
     const reply = Buffer.from(sent?.[2] as Uint8Array);
     t.is(reply.readUInt32BE(12), 2 ** 31 + 7, 'NBD_REP_ERR_SHUTDOWN');
   }
+});
+
+test('a client in its handshake is no error of a daemon that has stopped', async (t) => {
+  const self = await world();
+  accept(self, 1);
+  self.connections.stop();
+  for (const call of ['send', 'receive', 'close']) {
+    self.native.failures.set(call, new Error('the ring has stopped'));
+  }
+  t.notThrows(() =>
+    self.connections.handle({ type: 'received', connection: 1, bytes: CLIENT_FLAGS }),
+  );
+  t.notThrows(() => accept(self, 2));
+  const said = self.lines.filter(({ level }) => level >= (pino.levels.values['info'] ?? 0));
+  t.deepEqual(said, []);
 });
 
 test('the catalogue has the sizes that the engine found', async (t) => {
