@@ -13,9 +13,9 @@ use crate::geometry::LogAddress;
 use crate::index::{IndexEntry, Place, Run};
 use crate::units::{ExportSlot, Sequence};
 
-/// Free segments that it takes to begin: the one that the copies go to, and one for the record with
-/// the new tail. However many copies follow, that one is left ([`Privilege::Carried`]).
-const SEGMENTS_FREE_MIN: u64 = 2;
+/// Segments that it takes: the one that copies go to, which may be open already, and a free one for
+/// the record with the new tail. However many copies follow, that is left ([`Privilege::Carried`]).
+const SEGMENTS_MIN: u64 = 2;
 
 impl Engine {
     /// Whether an export's dirty data may be carried: its origin is away, its destager is idle or
@@ -26,10 +26,11 @@ impl Engine {
             let other = self.exports.get(other);
             !other.room_waiters.is_empty() && !other.is_away()
         });
+        let copies_fit = self.log.segment_takes(BATCH_BLOCKS as u32);
         export.is_away()
             && (!export.destaging || export.destage_late)
             && others_wait
-            && self.log.segments_free() >= SEGMENTS_FREE_MIN
+            && self.log.segments_free() + u64::from(copies_fit) >= SEGMENTS_MIN
             && self.carried.has_room(2 * BATCH_BLOCKS)
     }
 

@@ -333,6 +333,17 @@ impl Log {
         Ok(())
     }
 
+    /// Whether the open segment takes so many more blocks, in a record and an entry each.
+    pub fn segment_takes(&self, blocks: u32) -> bool {
+        let Some(segment) = &self.segment else { return false };
+        let begun = self.record.map_or(0, |record| 1 + record.blocks);
+        let entries = self.record.map_or(0, |record| record.entries);
+        let records = FooterBuilder::record_bytes(1, 1) * blocks as usize
+            + FooterBuilder::record_bytes(entries as usize, begun as usize);
+        segment.offset_blocks + begun + 2 * blocks <= self.geometry.payload_blocks
+            && segment.summary_end + records <= self.geometry.footer_bytes() as usize
+    }
+
     fn fits(&self, entries: u32, blocks: u32) -> bool {
         let Some(segment) = &self.segment else { return false };
         let (entries, count) = (entries as usize, blocks as usize);
