@@ -114,14 +114,11 @@ export function createConnections(
       else if (event.type === 'received') received(event.connection, event.bytes);
       else closed(event.connection, event.reason);
     } catch (error) {
-      if (isStopping) {
-        // The ring closes what still negotiates, and may have ended already.
-        log.debug({ connection: event.connection, reason: reasonOf(error) }, 'handshake cut off');
-        return;
-      }
-      // The handshake's state can no longer be trusted; the client may connect again.
-      log.error({ connection: event.connection, reason: reasonOf(error) }, 'a handshake failed');
-      if (event.type !== 'closed') engine.close(event.connection);
+      // While the daemon stops this is the ring's to close, which may have ended already.
+      const level = isStopping ? 'debug' : 'error';
+      log[level]({ connection: event.connection, reason: reasonOf(error) }, 'a handshake failed');
+      // Its state can no longer be trusted; the client may connect again.
+      if (event.type !== 'closed' && !isStopping) engine.close(event.connection);
     }
   }
 

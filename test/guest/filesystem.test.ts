@@ -82,7 +82,7 @@ test.serial(
       ...['data', '0xee*4', `size=${ORIGIN_BYTES}`],
     ]);
     await giveNothingToAnother(guest, server, otherPort);
-    mark('its number became another disk\'s, which got nothing');
+    mark("its number became another disk's, which got nothing");
 
     const served = join(folder, 'served');
     await run('nbdcopy', [exportUri(setup, 'disk'), served]);
