@@ -276,3 +276,36 @@ fn what_is_to_be_carried_and_cannot_be_read_is_tried_again() {
     bench.restart();
     assert_eq!(bench.read(2, 1), [Some(7)]);
 }
+
+/// Each start begins a segment. Where starts have taken all but one of them, copies go to the one
+/// that is open.
+#[test]
+fn starts_that_use_the_room_up_do_not_keep_others_from_it() {
+    let mut bench = Bench::new(&[STRICT, STRICT]);
+    bench.faults.origin_writes_of = Some(0);
+    for block in 0..32 {
+        bench.write_block(block, block as u8 + 1);
+    }
+    bench.flush().expect("flushed");
+    bench.pass(SECOND);
+    for block in 0.. {
+        assert!(block < 31, "starts take no room");
+        bench.restart();
+        // What is said of a damaged block may use what is kept from clients.
+        bench.disk.damage(block + 1);
+        assert_eq!(bench.read(u64::from(block), 1), [None]);
+        bench.flush().expect("flushed");
+        if bench.engine_counter(Counter::SegmentsFree) == 1 {
+            break;
+        }
+    }
+    assert_eq!(bench.engine_counter(Counter::SegmentsReclaimed), 0, "nobody waited for room");
+    let ticket = bench.begin_write_to(1, 0, 4096, 99);
+    bench.pass(SECOND);
+    assert_eq!(bench.answer(ticket).map(|answer| answer.result), Some(Ok(())));
+    assert!(bench.engine_counter(Counter::SegmentsFree) > 4, "what was nearly empty is free");
+    bench.flush().expect("flushed");
+    bench.restart();
+    assert_eq!(bench.read(0, 1), [None]);
+    assert_eq!(bench.read(31, 1), [Some(32)]);
+}
