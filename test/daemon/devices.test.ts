@@ -4,6 +4,7 @@ import { join } from 'node:path';
 import test from 'ava';
 import { SYSTEM } from '../../daemon/attach/supervision.ts';
 import {
+  type Device,
   deviceNumber,
   deviceSignatures,
   findDevice,
@@ -17,7 +18,7 @@ import {
 import { loopDevice, MIB, sparseFile, temporaryFolder } from '../support/loop.ts';
 import { run, runAnyway, startProcess, waitUntil } from '../support/process.ts';
 import { ringfenceCommand } from '../support/ringfence.ts';
-import { testScope } from '../support/scope.ts';
+import { type Scope, testScope } from '../support/scope.ts';
 
 test('device numbers as glibc packs them', (t) => {
   t.is(deviceNumber(0x0801n), '8:1');
@@ -159,10 +160,22 @@ test('a device that a program holds exclusively is refused', async (t) => {
   await t.notThrowsAsync(refuseDeviceInUse(found, 'device'));
 });
 
-test('a process that has a device open for writing is found, one that reads is not', async (t) => {
-  const scope = testScope(t);
+/** A loop device that nobody has open: who lost the race for it to this test does for a moment. */
+async function quietDevice(scope: Scope): Promise<{ device: string; found: Device }> {
   const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 64 * MIB);
   const found = await findDevice(device, 'device');
+  let writer: string | null = null;
+  const isQuiet = async (): Promise<boolean> => {
+    writer = await findWriter(found);
+    return writer === null;
+  };
+  await waitUntil(isQuiet, () => `${device} is held open by ${writer}`);
+  return { device, found };
+}
+
+test('a process that has a device open for writing is found, one that reads is not', async (t) => {
+  const scope = testScope(t);
+  const { device, found } = await quietDevice(scope);
   const start = async (mode: string) => {
     const opener = startProcess(scope, 'sh', ['-c', `exec 3${mode}${device} && exec cat`]);
     opener.write('open');
@@ -185,8 +198,7 @@ test('a process that has a device open for writing is found, one that reads is n
 
 test('a program that has a device open for a moment only is no writer', async (t) => {
   const scope = testScope(t);
-  const { device } = await loopDevice(scope, temporaryFolder(scope), 'image', 64 * MIB);
-  const found = await findDevice(device, 'device');
+  const { device, found } = await quietDevice(scope);
   const prober = startProcess(scope, 'sh', ['-c', `exec 3<>${device} && echo open && exec cat`]);
   await waitUntil(
     () => prober.output().startsWith('open'),
