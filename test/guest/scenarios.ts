@@ -318,7 +318,7 @@ export async function outlastDeadTimeout(
  * The device is detached while its server is away, and its number is another disk's at once: the
  * supervisor must give that disk nothing. The server runs again afterwards.
  *
- * @param otherPort where the other disk is served on the host, a block of 0xee at its start
+ * @param otherPort where the other disk is served on the host, four bytes of 0xee at its start
  */
 export async function giveNothingToAnother(
   guest: Guest,
