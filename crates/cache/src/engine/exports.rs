@@ -22,15 +22,16 @@ pub struct Cursor {
 pub struct DirtyAccount {
     /// Blocks, zeroes and superseded versions included.
     pub blocks: u64,
-    /// Blocks of log that it takes: payload, and a share of headers.
+    /// Blocks of log that it takes: payload, and the headers of the records that hold it. A header
+    /// that exports share counts for each of them.
     pub log_blocks: u64,
 }
 
 impl DirtyAccount {
-    /// Adds an entry.
-    pub fn add(&mut self, blocks: u64, payload_blocks: u64) {
+    /// Adds an entry, and a header where it is the first of its record.
+    pub fn add(&mut self, blocks: u64, payload_blocks: u64, is_first: bool) {
         self.blocks += blocks;
-        self.log_blocks += payload_blocks + 1;
+        self.log_blocks += payload_blocks + u64::from(is_first);
     }
 
     /// Takes away what has reached the origin.
@@ -202,10 +203,11 @@ impl Export {
         if !self.epoch_has_entries {
             self.epoch_since_ns = now_ns;
         }
+        let is_first = sequence != self.newest_dirty;
         self.newest_dirty = sequence;
         self.epoch_has_entries = true;
-        self.dirty.add(blocks, payload_blocks);
-        self.epoch_log_blocks += payload_blocks + 1;
+        self.dirty.add(blocks, payload_blocks, is_first);
+        self.epoch_log_blocks += payload_blocks + u64::from(is_first);
     }
 
     /// Whether the epoch is as large as one may be that no client ends (rule 14).

@@ -132,6 +132,8 @@ pub struct Bench {
     pub notices: Vec<Notice>,
     /// What origins were told to do: `write`, `zero` or `flush`, the export, the first block.
     pub origin_log: Vec<(&'static str, u8, u64)>,
+    /// How many blocks each read of the cache device was of.
+    pub device_reads: Vec<usize>,
     /// What the origins had when the last control was answered.
     pub origins_then: Vec<Vec<u8>>,
     /// Whether requests ask that what is answered outlives the process.
@@ -222,6 +224,7 @@ impl Bench {
             faults: Faults::default(),
             notices: Vec::new(),
             origin_log: Vec::new(),
+            device_reads: Vec::new(),
             origins_then: Vec::new(),
             kept: false,
             is_checked: true,
@@ -386,6 +389,7 @@ impl Bench {
         let engine = self.engine.as_mut().expect("open");
         let bytes = engine.reserve().bytes_mut(buffer);
         let range = offset..offset + bytes.len();
+        self.device_reads.push(bytes.len() / BLOCK_BYTES);
         let fails = self.faults.failing_reads > 0;
         self.faults.failing_reads -= u32::from(fails);
         if fails || self.faults.unreadable.iter().any(|at| range.contains(at)) {

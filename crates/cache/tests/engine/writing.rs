@@ -124,6 +124,69 @@ fn a_log_full_of_dirty_data_keeps_what_reclaim_needs_and_goes_on() {
     assert_eq!(bench.write(1, 0, 1 << 20, 9), Ok(()));
 }
 
+/// Writes scattered blocks, as many at once as there are tickets, until one is not answered.
+/// Returns how many were.
+fn fill_scattered(bench: &mut Bench, export: u8) -> u64 {
+    for round in 0..10_000 {
+        let command = Command::Write { buffer: NOWHERE, fua: false };
+        let blocks = (0..16).map(|at| (round * 16 + at) * 7 % EXPORT_BLOCKS);
+        let tickets = blocks.map(|block| bench.submit(export, command, block * 4096, 4096));
+        let tickets: Vec<_> = tickets.collect();
+        bench.settle();
+        let answered = tickets.iter().filter(|ticket| bench.answer(**ticket).is_some()).count();
+        if answered < tickets.len() {
+            return round * 16 + answered as u64;
+        }
+    }
+    panic!("dirty data has no limit");
+}
+
+#[test]
+fn small_writes_that_share_a_header_are_charged_for_one() {
+    let mut bench = Bench::with_segments(40, &[STRICT], EXPORT_BLOCKS, 0);
+    bench.is_checked = false;
+    bench.faults.origin_writes = true;
+    let log_blocks = 40 * SEGMENT_BYTES_MIN / 4096;
+    let written = fill_scattered(&mut bench, 0);
+    let allowed = log_blocks / 10 * 6..log_blocks / 4 * 3;
+    assert!(allowed.contains(&written), "rule 15: {written} of {log_blocks}");
+    // What is counted at a start is the same: no more and no less is taken.
+    bench.flush().expect("flushed");
+    bench.restart();
+    assert!(fill_scattered(&mut bench, 0) < 64, "rule 15");
+    // What leaves is no longer charged.
+    let before = bench.counter(ExportCounter::DirtyBytes);
+    bench.faults.origin_writes = false;
+    while bench.counter(ExportCounter::DirtyBytes) > before / 2 {
+        bench.pass(SECOND / 100);
+    }
+    bench.faults.origin_writes = true;
+    let left = (before - bench.counter(ExportCounter::DirtyBytes)) / 4096;
+    let again = fill_scattered(&mut bench, 0);
+    assert!(again.abs_diff(left) < left / 50, "rule 15: {again} for {left} that have left");
+}
+
+#[test]
+fn what_lies_together_in_the_log_is_read_at_once_and_written_by_block() {
+    let mut bench = Bench::new(&[STRICT]);
+    bench.faults.origin_writes = true;
+    let blocks = [40, 12, 41, 900, 13, 7, 42, 300, 12];
+    for (block, byte) in blocks.into_iter().zip(1..) {
+        bench.begin_write_to(0, block * 4096, 4096, byte);
+    }
+    bench.flush().expect("flushed");
+    bench.restart();
+    bench.faults.origin_writes = false;
+    bench.pass(20 * SECOND);
+    // What was written over within the epoch is not read: it parts the run in two.
+    assert!(bench.device_reads.ends_with(&[1, 7]), "{:?}", bench.device_reads);
+    let writes: Vec<_> = bench.origin_log.iter().filter(|(what, ..)| *what == "write").collect();
+    let firsts: Vec<_> = writes.iter().map(|(.., first)| *first).collect();
+    assert_eq!(firsts, [7, 12, 40, 300, 900], "neighbours together, in the origin's order");
+    let found = [7, 12, 13, 40, 41, 42, 300, 900].map(|block| bench.origin(0, block));
+    assert_eq!(found, [6, 9, 5, 1, 3, 7, 8, 4]);
+}
+
 #[test]
 fn in_a_small_log_too_an_origin_that_is_away_leaves_room_for_the_others() {
     let mut bench = Bench::new(&[STRICT, STRICT]);

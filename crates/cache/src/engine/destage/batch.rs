@@ -1,4 +1,5 @@
-//! One batch: its payload is read into staging, sorted by block, and written to the origin.
+//! One batch: its payload is read into staging in the order of the log, sorted by block, and
+//! written to the origin.
 
 use super::{
     ACTIVE_NS, DEPTH_WHILE_ACTIVE, Phase, PlanItem, UNFLUSHED_BLOCKS_MAX, WRITE_BLOCKS_MAX,
@@ -11,13 +12,13 @@ use crate::engine::tables::IoOwner;
 use crate::engine::{Engine, blocks_of};
 use crate::index::Place;
 use crate::limits::DESTAGE_DEPTH_MAX;
-use crate::units::{BLOCK_BYTES_U64, ExportSlot, Sequence};
+use crate::units::{BLOCK_BYTES, BLOCK_BYTES_U64, ExportSlot, Sequence};
 
 /// There is no room now for what has to be said first.
 const EAGAIN: i32 = 11;
 
 impl Engine {
-    /// Brings the batch's payload into staging, sorted by block.
+    /// Brings the batch's payload into staging.
     pub(super) fn read_batch(&mut self, index: usize) {
         let staging = self.staging(index);
         while self.destagers[index].next < self.destagers[index].plan.len() {
@@ -126,6 +127,7 @@ impl Engine {
             }
             return self.fail_destage(index, error, false);
         }
+        self.sort_batch(index);
         let destager = &mut self.destagers[index];
         destager.debts.pay(&destager.plan);
         destager.next = 0;
@@ -133,6 +135,35 @@ impl Engine {
         // The tail may move past what was read.
         self.reclaim.look_again = true;
         self.destage_waits_anew(index);
+    }
+
+    /// Sorts the batch by block, the plan and what it has in staging: neighbours on the origin are
+    /// written together.
+    fn sort_batch(&mut self, index: usize) {
+        let staging = self.staging(index);
+        let plan = &mut self.destagers[index].plan;
+        for (at, item) in (0..).zip(plan.iter_mut()) {
+            item.order = at;
+        }
+        plan.sort_unstable_by_key(|item| item.block);
+        let mut spare = [0; BLOCK_BYTES];
+        for start in 0..plan.len() as u32 {
+            // Each cycle of the permutation is walked once: what is in place names its own place.
+            if plan[start as usize].order == start {
+                continue;
+            }
+            spare.copy_from_slice(self.reserve.bytes(blocks_of(staging, start, 1)));
+            let mut at = start;
+            loop {
+                let from = std::mem::replace(&mut plan[at as usize].order, at);
+                if from == start {
+                    break;
+                }
+                self.reserve.copy(blocks_of(staging, from, 1), blocks_of(staging, at, 1));
+                at = from;
+            }
+            self.reserve.bytes_mut(blocks_of(staging, at, 1)).copy_from_slice(&spare);
+        }
     }
 
     /// The epoch cannot end: something of it is damaged.

@@ -68,7 +68,8 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct PlanItem {
     block: u64,
-    /// Later items win over earlier ones of the same block.
+    /// Later items win over earlier ones of the same block. Once those are gone and the batch is
+    /// read: where in staging the payload lies, in blocks.
     order: u32,
     address: LogAddress,
     /// The sequence that wrote it.
@@ -121,6 +122,8 @@ pub struct Destager {
     done: Done,
     /// What the watermark will leave behind, done or in the current record.
     passed: DirtyAccount,
+    /// The newest version whose header is in that account.
+    counted: Sequence,
     /// The segment whose summary is loaded, and its length.
     summary: Option<(u64, u32)>,
     loading: Option<SummaryLoad>,
@@ -164,6 +167,7 @@ impl Destager {
                 passed: DirtyAccount::default(),
             },
             passed: DirtyAccount::default(),
+            counted: Sequence(0),
             summary: None,
             loading: None,
             plan: Vec::with_capacity(batch_blocks),
@@ -181,6 +185,12 @@ impl Destager {
             horizon: LogAddress(0),
             carried: None,
         }
+    }
+
+    /// Counts an entry as passed, and the header of its record with the first one.
+    fn pass(&mut self, version: Sequence, blocks: u64, payload_blocks: u64) {
+        self.passed.add(blocks, payload_blocks, version > self.counted);
+        self.counted = self.counted.max(version);
     }
 
     /// Whether it serves an export.
@@ -286,6 +296,7 @@ impl Engine {
         let cursor = export.watermark_cursor;
         destager.position = Position { cursor, entry: 0, block: 0 };
         destager.passed = DirtyAccount::default();
+        destager.counted = export.watermark;
         destager.done = Done {
             sequence: export.watermark,
             end: export.watermark_end,

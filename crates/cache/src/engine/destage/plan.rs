@@ -27,7 +27,7 @@ impl Destager {
         let blocks = u64::from(next.count);
         if next.is_zero {
             self.zero = Some(ZeroItem { block: next.key.block, blocks, no_hole: next.no_hole });
-            self.passed.add(blocks, 0);
+            self.pass(next.key.version, blocks, 0);
         } else {
             for offset in 0..blocks {
                 let order = u32::try_from(self.plan.len()).expect("a small batch");
@@ -35,7 +35,7 @@ impl Destager {
                 let version = next.key.version;
                 self.plan.push(PlanItem { block, order, address, version, skip: false });
             }
-            self.passed.add(blocks, blocks);
+            self.pass(next.key.version, blocks, blocks);
         }
         self.carried = Some((next.key, next.epoch));
     }
@@ -69,7 +69,9 @@ impl Engine {
             destager.phase = Phase::Zeroing;
             self.destage_waits_anew(index);
         } else if !destager.plan.is_empty() {
-            sort_newest_last(&mut destager.plan);
+            keep_newest(&mut destager.plan);
+            // What lies together on the device is read together.
+            destager.plan.sort_unstable_by_key(|item| item.address);
             destager.phase = Phase::Reading;
         } else if !destager.debts.is_empty() {
             self.stop_in_debt(index);
@@ -282,6 +284,7 @@ fn plan_entries(
     entries: &[Entry],
 ) -> bool {
     let segment_use = destager.position.cursor.segment_use;
+    let version = Sequence(record.sequence.get());
     let mut payload = u64::from(record.offset_blocks.get()) + 1;
     for (number, entry) in entries.iter().enumerate() {
         let first_payload = payload;
@@ -299,7 +302,7 @@ fn plan_entries(
                 blocks: u64::from(entry.count.get()),
                 no_hole: entry.flags().contains(EntryFlags::NO_HOLE),
             });
-            destager.passed.add(u64::from(entry.count.get()), 0);
+            destager.pass(version, u64::from(entry.count.get()), 0);
             destager.position.entry = number + 1;
             return number + 1 == entries.len();
         }
@@ -320,7 +323,6 @@ fn plan_entries(
                 continue;
             }
             let order = u32::try_from(destager.plan.len()).expect("a small batch");
-            let version = Sequence(record.sequence.get());
             let ordinal = u16::try_from(number).expect("fewer entries than a header holds");
             let key = CarriedKey { export: destager.export, version, ordinal, block };
             // A copy is what reads are answered from. If the original was damaged when it was
@@ -329,7 +331,7 @@ fn plan_entries(
             destager.plan.push(PlanItem { block, order, address, version, skip: false });
         }
         let count = u64::from(entry.count.get());
-        destager.passed.add(count, count);
+        destager.pass(version, count, count);
         destager.position.block = 0;
         destager.position.entry = number + 1;
     }
@@ -353,8 +355,8 @@ fn is_superseded(destager: &Destager, index: &Index, block: u64, address: LogAdd
     }
 }
 
-/// Sorts a batch by block and keeps the newest version of each (rule 18: within an epoch).
-fn sort_newest_last(plan: &mut Vec<PlanItem>) {
+/// Keeps the newest version of each block of a batch, sorted by block (rule 18: within an epoch).
+fn keep_newest(plan: &mut Vec<PlanItem>) {
     plan.sort_unstable_by_key(|item| (item.block, item.order));
     let mut kept = 0;
     for at in 0..plan.len() {
@@ -381,7 +383,7 @@ mod tests {
             skip: false,
         };
         let mut plan = vec![item(5, 0), item(3, 1), item(5, 2), item(4, 3), item(3, 4)];
-        sort_newest_last(&mut plan);
+        keep_newest(&mut plan);
         let found: Vec<_> = plan.iter().map(|item| (item.block, item.order)).collect();
         assert_eq!(found, [(3, 4), (4, 3), (5, 2)]);
     }

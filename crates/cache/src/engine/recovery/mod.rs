@@ -88,6 +88,8 @@ struct Rebuild {
     void_before: [u64; EXPORTS_MAX],
     /// The exports of which the log has anything that is not, a bit each.
     has_entries: u64,
+    /// Per slot: the last version whose header is in the dirty account.
+    counted: [Sequence; EXPORTS_MAX],
     /// Ranges of sequences that were durable and are not there.
     losses: Vec<(u64, u64)>,
     /// Where the log may go on and cannot be read.
@@ -256,6 +258,7 @@ impl Rebuild {
             layers_known,
             void_before: table.exports.each_ref().map(|record| record.void_before.get()),
             has_entries: 0,
+            counted: [Sequence(0); EXPORTS_MAX],
             losses: Vec::new(),
             ends_unreadable: Vec::new(),
             is_torn: false,
@@ -570,8 +573,10 @@ impl Rebuild {
                 export.watermark_cursor = place;
                 export.oldest_dirty_wall_ns = wall_ns;
             }
+            // The entries of a record lie together, and so do the copies of them.
+            let is_first = std::mem::replace(&mut self.counted[slot.index()], version) != version;
             export.newest_dirty = export.newest_dirty.max(version);
-            export.dirty.add(count, u64::from(entry.payload_blocks()));
+            export.dirty.add(count, u64::from(entry.payload_blocks()), is_first);
         }
         let is_void_copy = is_dirty_copy && !dirty;
         if entry.flags().contains(EntryFlags::SUPERSEDED) || is_void_copy {
