@@ -22,16 +22,22 @@ pub struct Cursor {
 pub struct DirtyAccount {
     /// Blocks, zeroes and superseded versions included.
     pub blocks: u64,
-    /// Blocks of log that it takes: payload, and the headers of the records that hold it. A header
-    /// that exports share counts for each of them.
+    /// Blocks of log that it takes, see [`charge`].
     pub log_blocks: u64,
 }
 
+/// Blocks of log that an entry takes at most: its payload, and the header if it is its export's
+/// first in the record. Zeroes have no payload, but use up the footer, which has 64 bytes per block
+/// of its segment: an entry takes 40 of them.
+fn charge(payload_blocks: u64, is_first: bool) -> u64 {
+    payload_blocks.max(1) + u64::from(is_first)
+}
+
 impl DirtyAccount {
-    /// Adds an entry, and a header where it is the first of its record.
+    /// Adds an entry, which may be the first of its record.
     pub fn add(&mut self, blocks: u64, payload_blocks: u64, is_first: bool) {
         self.blocks += blocks;
-        self.log_blocks += payload_blocks + u64::from(is_first);
+        self.log_blocks += charge(payload_blocks, is_first);
     }
 
     /// Takes away what has reached the origin.
@@ -207,7 +213,7 @@ impl Export {
         self.newest_dirty = sequence;
         self.epoch_has_entries = true;
         self.dirty.add(blocks, payload_blocks, is_first);
-        self.epoch_log_blocks += payload_blocks + u64::from(is_first);
+        self.epoch_log_blocks += charge(payload_blocks, is_first);
     }
 
     /// Whether the epoch is as large as one may be that no client ends (rule 14).

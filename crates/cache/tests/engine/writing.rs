@@ -12,6 +12,8 @@ const STRICT: (Mode, Order) = (Mode::Writeback, Order::Strict);
 const RELAXED: (Mode, Order) = (Mode::Writeback, Order::Relaxed);
 const THROUGH: (Mode, Order) = (Mode::Writethrough, Order::Strict);
 const NOWHERE: Buffer = Buffer { offset: 0, length: 0 };
+const WRITE: Command = Command::Write { buffer: NOWHERE, fua: false };
+const TRIM: Command = Command::Trim { fua: false };
 const DRAIN: Control = Control::Drain(None);
 const SECOND: u64 = 1_000_000_000;
 /// An origin's content where nobody wrote.
@@ -124,11 +126,10 @@ fn a_log_full_of_dirty_data_keeps_what_reclaim_needs_and_goes_on() {
     assert_eq!(bench.write(1, 0, 1 << 20, 9), Ok(()));
 }
 
-/// Writes scattered blocks, as many at once as there are tickets, until one is not answered.
+/// Changes scattered blocks, as many at once as there are tickets, until one is not answered.
 /// Returns how many were.
-fn fill_scattered(bench: &mut Bench, export: u8) -> u64 {
+fn fill_scattered(bench: &mut Bench, export: u8, command: Command) -> u64 {
     for round in 0..10_000 {
-        let command = Command::Write { buffer: NOWHERE, fua: false };
         let blocks = (0..16).map(|at| (round * 16 + at) * 7 % EXPORT_BLOCKS);
         let tickets = blocks.map(|block| bench.submit(export, command, block * 4096, 4096));
         let tickets: Vec<_> = tickets.collect();
@@ -147,13 +148,13 @@ fn small_writes_that_share_a_header_are_charged_for_one() {
     bench.is_checked = false;
     bench.faults.origin_writes = true;
     let log_blocks = 40 * SEGMENT_BYTES_MIN / 4096;
-    let written = fill_scattered(&mut bench, 0);
+    let written = fill_scattered(&mut bench, 0, WRITE);
     let allowed = log_blocks / 10 * 6..log_blocks / 4 * 3;
     assert!(allowed.contains(&written), "rule 15: {written} of {log_blocks}");
     // What is counted at a start is the same: no more and no less is taken.
     bench.flush().expect("flushed");
     bench.restart();
-    assert!(fill_scattered(&mut bench, 0) < 64, "rule 15");
+    assert!(fill_scattered(&mut bench, 0, WRITE) < 64, "rule 15");
     // What leaves is no longer charged.
     let before = bench.counter(ExportCounter::DirtyBytes);
     bench.faults.origin_writes = false;
@@ -162,8 +163,24 @@ fn small_writes_that_share_a_header_are_charged_for_one() {
     }
     bench.faults.origin_writes = true;
     let left = (before - bench.counter(ExportCounter::DirtyBytes)) / 4096;
-    let again = fill_scattered(&mut bench, 0);
+    let again = fill_scattered(&mut bench, 0, WRITE);
     assert!(again.abs_diff(left) < left / 50, "rule 15: {again} for {left} that have left");
+}
+
+#[test]
+fn zeroes_that_fill_footers_leave_room_for_the_others() {
+    let mut bench = Bench::with_segments(26, &[STRICT, STRICT], EXPORT_BLOCKS, 0);
+    bench.is_checked = false;
+    bench.faults.origin_writes_of = Some(0);
+    let zeroes = fill_scattered(&mut bench, 0, TRIM);
+    assert!(zeroes > 1000, "{zeroes}");
+    bench.pass(10 * SECOND);
+    for round in 0..50 {
+        let ticket = bench.begin_write_to(1, 0, 1 << 20, round);
+        bench.pass(SECOND);
+        let result = bench.answer(ticket).map(|answer| answer.result);
+        assert_eq!(result, Some(Ok(())), "rule 15: {round}");
+    }
 }
 
 #[test]
