@@ -1,6 +1,6 @@
 /** The machine under the benchmark: what it is, and who else is using it. */
 
-import { existsSync, readdirSync, readFileSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statfsSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { run } from '../test/support/process.ts';
@@ -98,14 +98,23 @@ export function foreignSeconds(
   return ticks / 100;
 }
 
+/** Type of a filesystem whose files are memory, as `statfs` tells it. */
+const TMPFS = 0x0102_1994;
+
+/** What the devices are whose files lie in a folder. */
+export function describeDevices(folder: string): string {
+  const place = statfsSync(folder).type === TMPFS ? 'in memory (tmpfs)' : 'on the same disk';
+  return `loop devices with direct I/O over preallocated files ${place}`;
+}
+
 /** What the report says about the machine, one fact per line. */
-export async function describeMachine(): Promise<string[]> {
+export async function describeMachine(folder: string): Promise<string[]> {
   const version = async (command: string, flag = '--version'): Promise<string> =>
     (await run(command, [flag])).split('\n')[0]?.trim() ?? command;
   return [
     `${cpus().length} × ${cpus()[0]?.model.trim()}, ${Math.round(totalmem() / (1 << 30))} GiB`,
     `Linux ${release().split('-')[0]}, Node ${process.versions.node}`,
     `${await version('fio')}, ${await version('nbdkit')}, ${await version('qemu-nbd')}`,
-    'loop devices with direct I/O over preallocated files on the same disk',
+    describeDevices(folder),
   ];
 }

@@ -139,7 +139,7 @@ async function benchmark(scope: Scope, options: Options): Promise<Results> {
   }
   const sustained = options.sustained ? await runSustained(folder, devices, options.foreign) : null;
   return {
-    machine: await describeMachine(),
+    machine: await describeMachine(folder),
     roundsWanted: options.rounds,
     seconds: options.seconds,
     foreignMax: options.foreign,

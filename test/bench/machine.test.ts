@@ -1,5 +1,5 @@
 import test from 'ava';
-import { benchRefusal } from '../../bench/machine.ts';
+import { benchRefusal, describeDevices } from '../../bench/machine.ts';
 
 test('what the benchmark cannot do without is said in a sentence', (t) => {
   const able = { isRoot: true, cpuCount: 2, hasProgram: () => true };
@@ -8,4 +8,9 @@ test('what the benchmark cannot do without is said in a sentence', (t) => {
   t.regex(`${benchRefusal({ ...able, cpuCount: 1 })}`, /two CPUs/);
   const hasProgram = (name: string) => name !== 'fio' && name !== 'qemu-nbd';
   t.regex(`${benchRefusal({ ...able, hasProgram })}`, /needs fio, qemu-nbd: install .*`apt-get/);
+});
+
+test('the page says whether the devices lie on a disk or in memory', (t) => {
+  t.regex(describeDevices('/dev/shm'), /in memory \(tmpfs\)$/);
+  t.regex(describeDevices(import.meta.dirname), /on the same disk$/);
 });

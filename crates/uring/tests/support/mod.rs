@@ -352,7 +352,8 @@ impl Host {
     pub fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let began = std::time::Instant::now();
         while !condition(self) {
-            assert!(began.elapsed() < PATIENCE, "{what}: not seen");
+            let ended = || self.reasons();
+            assert!(began.elapsed() < PATIENCE, "{what}: not seen; ended: {:?}", ended());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
