@@ -167,20 +167,31 @@ fn small_writes_that_share_a_header_are_charged_for_one() {
     assert!(again.abs_diff(left) < left / 50, "rule 15: {again} for {left} that have left");
 }
 
-#[test]
-fn zeroes_that_fill_footers_leave_room_for_the_others() {
-    let mut bench = Bench::with_segments(26, &[STRICT, STRICT], EXPORT_BLOCKS, 0);
+/// Whether an export whose origin is away leaves room for another one, once it has made as many
+/// small changes as it may.
+fn leaves_room_after(command: Command, segments: u64) {
+    let mut bench = Bench::with_segments(segments, &[STRICT, STRICT], EXPORT_BLOCKS, 0);
     bench.is_checked = false;
     bench.faults.origin_writes_of = Some(0);
-    let zeroes = fill_scattered(&mut bench, 0, TRIM);
-    assert!(zeroes > 1000, "{zeroes}");
+    let changes = fill_scattered(&mut bench, 0, command);
+    assert!(changes > 1000, "{changes}");
     bench.pass(10 * SECOND);
-    for round in 0..50 {
+    for round in 0..100 {
         let ticket = bench.begin_write_to(1, 0, 1 << 20, round);
-        bench.pass(SECOND);
+        bench.idle(SECOND);
         let result = bench.answer(ticket).map(|answer| answer.result);
-        assert_eq!(result, Some(Ok(())), "rule 15: {round}");
+        assert_eq!(result, Some(Ok(())), "rule 15: {round} of {segments} segments");
     }
+}
+
+#[test]
+fn small_writes_leave_room_for_the_others() {
+    [13, 26].into_iter().for_each(|segments| leaves_room_after(WRITE, segments));
+}
+
+#[test]
+fn zeroes_that_fill_footers_leave_room_for_the_others() {
+    [13, 26].into_iter().for_each(|segments| leaves_room_after(TRIM, segments));
 }
 
 #[test]
