@@ -310,10 +310,15 @@ impl Exports {
         Self { slots, in_use, room_turn: 0, log_is_asked_for: false }
     }
 
-    /// The slots in use.
+    /// The slots in use, in their order. Each turn asks several times, so it takes a step for each
+    /// of them and not for each that there could be.
     pub fn in_use(&self) -> impl Iterator<Item = ExportSlot> + use<> {
-        let bits = self.in_use.iter().fold(0u64, |bits, slot| bits | slot.bit());
-        (0..EXPORTS_MAX as u8).map(ExportSlot).filter(move |slot| bits & slot.bit() != 0)
+        let mut bits = self.in_use.iter().fold(0u64, |bits, slot| bits | slot.bit());
+        std::iter::from_fn(move || {
+            let slot = (bits != 0).then(|| ExportSlot(bits.trailing_zeros() as u8));
+            bits &= bits.wrapping_sub(1);
+            slot
+        })
     }
 
     /// The export in a slot.
