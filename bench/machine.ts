@@ -1,6 +1,6 @@
 /** The machine under the benchmark: what it is, and who else is using it. */
 
-import { existsSync, readdirSync, readFileSync, statfsSync } from 'node:fs';
+import { existsSync, readdirSync, readFileSync, statfsSync, writeFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { run } from '../test/support/process.ts';
@@ -18,6 +18,31 @@ export interface Cpus {
 export function cpusOf(placement: Placement): Cpus {
   const all = `0-${cpus().length - 1}`;
   return placement === 'pinned' ? { client: '0', server: '1' } : { client: all, server: all };
+}
+
+/** A list of CPUs as the mask that sysfs takes: `1` is 2, `0-1` is 3. */
+export function maskOf(list: string): string {
+  const numbers = list.split(',').flatMap((range) => {
+    const [first = Number.NaN, last = first] = range.split('-').map(Number);
+    return Array.from({ length: last - first + 1 }, (_, at) => first + at);
+  });
+  return numbers.reduce((mask, number) => mask | (1n << BigInt(number)), 0n).toString(16);
+}
+
+/** The CPUs of the kernel's own workers that are bound to none: loop devices work in them. */
+const WORKERS_MASK = '/sys/devices/virtual/workqueue/cpumask';
+
+/** The mask of the kernel's workers as it is. */
+export function workersMask(): string {
+  return readFileSync(WORKERS_MASK, 'latin1').trim();
+}
+
+/**
+ * Has the kernel's workers run on these CPUs. What they do is done for servers, and belongs where
+ * those run: the kernel would put part of it on the client's CPU, which the client lacks then.
+ */
+export function placeWorkers(mask: string): void {
+  writeFileSync(WORKERS_MASK, mask);
 }
 
 /** What is measured beside ringfence, and what it takes to make devices and pin processes. */

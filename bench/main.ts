@@ -6,7 +6,15 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { projectRoot } from '../test/support/process.ts';
 import { createScope, type Scope } from '../test/support/scope.ts';
 import { CACHE_BYTES, type Job, jobs, SMALL_CACHE_BYTES } from './jobs.ts';
-import { benchRefusal, cpusOf, describeMachine, type Placement } from './machine.ts';
+import {
+  benchRefusal,
+  cpusOf,
+  describeMachine,
+  maskOf,
+  type Placement,
+  placeWorkers,
+  workersMask,
+} from './machine.ts';
 import { measureRound, prepare, type Round, type Setting } from './measure.ts';
 import { insertResults, type Results, renderResults, type Series } from './report.ts';
 import { type Devices, makeDevices, type Server, startServers, startSustained } from './servers.ts';
@@ -133,10 +141,14 @@ async function benchmark(scope: Scope, options: Options): Promise<Results> {
   scope.defer(() => rmSync(folder, { recursive: true, force: true }));
   say('writing the devices');
   const devices = await makeDevices(scope, folder, CACHE_BYTES);
+  const mask = workersMask();
+  scope.defer(() => placeWorkers(mask));
   const series: Series[] = [];
   for (const placement of options.placements) {
+    placeWorkers(maskOf(cpusOf(placement).server));
     series.push(...(await runPlacement(folder, devices, placement, options)));
   }
+  placeWorkers(maskOf(cpusOf('pinned').server));
   const sustained = options.sustained ? await runSustained(folder, devices, options.foreign) : null;
   return {
     machine: await describeMachine(folder),

@@ -1,5 +1,5 @@
 import test from 'ava';
-import { benchRefusal, describeDevices } from '../../bench/machine.ts';
+import { benchRefusal, describeDevices, maskOf } from '../../bench/machine.ts';
 
 test('what the benchmark cannot do without is said in a sentence', (t) => {
   const able = { isRoot: true, cpuCount: 2, hasProgram: () => true };
@@ -13,4 +13,8 @@ test('what the benchmark cannot do without is said in a sentence', (t) => {
 test('the page says whether the devices lie on a disk or in memory', (t) => {
   t.regex(describeDevices('/dev/shm'), /in memory \(tmpfs\)$/);
   t.regex(describeDevices(import.meta.dirname), /on the same disk$/);
+});
+
+test('lists of CPUs become masks', (t) => {
+  t.deepEqual(['0', '1', '0-1', '0-3,5', '40'].map(maskOf), ['1', '2', '3', '2f', '10000000000']);
 });
