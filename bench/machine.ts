@@ -1,6 +1,14 @@
 /** The machine under the benchmark: what it is, and who else is using it. */
 
-import { existsSync, readdirSync, readFileSync, statfsSync, writeFileSync } from 'node:fs';
+import {
+  accessSync,
+  constants,
+  existsSync,
+  readdirSync,
+  readFileSync,
+  statfsSync,
+  writeFileSync,
+} from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { run } from '../test/support/process.ts';
@@ -20,29 +28,35 @@ export function cpusOf(placement: Placement): Cpus {
   return placement === 'pinned' ? { client: '0', server: '1' } : { client: all, server: all };
 }
 
-/** A list of CPUs as the mask that sysfs takes: `1` is 2, `0-1` is 3. */
-export function maskOf(list: string): string {
-  const numbers = list.split(',').flatMap((range) => {
-    const [first = Number.NaN, last = first] = range.split('-').map(Number);
-    return Array.from({ length: last - first + 1 }, (_, at) => first + at);
-  });
-  return numbers.reduce((mask, number) => mask | (1n << BigInt(number)), 0n).toString(16);
-}
-
 /** The CPUs of the kernel's own workers that are bound to none: loop devices work in them. */
 const WORKERS_MASK = '/sys/devices/virtual/workqueue/cpumask';
 
-/** The mask of the kernel's workers as it is. */
+/** The mask of the kernel's workers as it is, in hexadecimal. */
 export function workersMask(): string {
   return readFileSync(WORKERS_MASK, 'latin1').trim();
 }
 
 /**
- * Has the kernel's workers run on these CPUs. What they do is done for servers, and belongs where
- * those run: the kernel would put part of it on the client's CPU, which the client lacks then.
+ * The mask that the kernel's workers get where `found` is what they had. What they do is done for
+ * servers, and belongs where those run: the kernel would put part of it on the client's CPU, which
+ * the client lacks then.
  */
+export function workersMaskFor(placement: Placement, found: string): string {
+  return placement === 'pinned' ? (1 << Number(cpusOf(placement).server)).toString(16) : found;
+}
+
+/** Has the kernel's workers run on the CPUs of a mask. */
 export function placeWorkers(mask: string): void {
   writeFileSync(WORKERS_MASK, mask);
+}
+
+function canPlaceWorkers(): boolean {
+  try {
+    accessSync(WORKERS_MASK, constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
 }
 
 /** What is measured beside ringfence, and what it takes to make devices and pin processes. */
@@ -60,9 +74,13 @@ export function benchRefusal({
   isRoot = process.getuid?.() === 0,
   cpuCount = cpus().length,
   hasProgram = isInstalled,
+  hasWorkers = canPlaceWorkers(),
 } = {}): string | null {
   if (!isRoot) return 'The benchmark makes loop devices: run it as root.';
   if (cpuCount < 2) return 'The benchmark needs two CPUs, one for the client: use another machine.';
+  if (!hasWorkers) {
+    return `The benchmark places the kernel's workers: make ${WORKERS_MASK} writable, or use another machine.`;
+  }
   const missing = PROGRAMS.filter((program) => !hasProgram(program));
   if (missing.length === 0) return null;
   return (

@@ -10,10 +10,10 @@ import {
   benchRefusal,
   cpusOf,
   describeMachine,
-  maskOf,
   type Placement,
   placeWorkers,
   workersMask,
+  workersMaskFor,
 } from './machine.ts';
 import { measureRound, prepare, type Round, type Setting } from './measure.ts';
 import { insertResults, type Results, renderResults, type Series } from './report.ts';
@@ -141,14 +141,14 @@ async function benchmark(scope: Scope, options: Options): Promise<Results> {
   scope.defer(() => rmSync(folder, { recursive: true, force: true }));
   say('writing the devices');
   const devices = await makeDevices(scope, folder, CACHE_BYTES);
-  const mask = workersMask();
-  scope.defer(() => placeWorkers(mask));
+  const found = workersMask();
+  scope.defer(() => placeWorkers(found));
   const series: Series[] = [];
   for (const placement of options.placements) {
-    placeWorkers(maskOf(cpusOf(placement).server));
+    placeWorkers(workersMaskFor(placement, found));
     series.push(...(await runPlacement(folder, devices, placement, options)));
   }
-  placeWorkers(maskOf(cpusOf('pinned').server));
+  placeWorkers(workersMaskFor('pinned', found));
   const sustained = options.sustained ? await runSustained(folder, devices, options.foreign) : null;
   return {
     machine: await describeMachine(folder),

@@ -352,8 +352,7 @@ impl Host {
     pub fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let began = std::time::Instant::now();
         while !condition(self) {
-            let ended = || self.reasons();
-            assert!(began.elapsed() < PATIENCE, "{what}: not seen; ended: {:?}", ended());
+            assert!(began.elapsed() < PATIENCE, "{what}: not seen; ended: {:?}", self.reasons());
             std::thread::sleep(Duration::from_millis(1));
         }
     }
