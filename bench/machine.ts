@@ -79,7 +79,7 @@ export function benchRefusal({
   if (!isRoot) return 'The benchmark makes loop devices: run it as root.';
   if (cpuCount < 2) return 'The benchmark needs two CPUs, one for the client: use another machine.';
   if (!hasWorkers) {
-    return `The benchmark places the kernel's workers: make ${WORKERS_MASK} writable, or use another machine.`;
+    return `The benchmark places the kernel's workers: make ${WORKERS_MASK} writable.`;
   }
   const missing = PROGRAMS.filter((program) => !hasProgram(program));
   if (missing.length === 0) return null;
