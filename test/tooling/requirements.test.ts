@@ -18,7 +18,7 @@ const GOOD = {
   platform: 'linux',
   node: '20.19.0',
   kernel: '6.1.0-13-amd64',
-  cargo: '1.88.0',
+  cargo: '1.89.0',
   hasCompiler: true,
   uringDisabled: 0,
   maySetUpRings: true,

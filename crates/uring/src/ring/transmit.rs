@@ -12,9 +12,10 @@ use ringfence_cache::{Buffer, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
 use ringfence_wire::{Cookie, Operation, Rejection, ReplyStyle, RequestHeader};
 
-/// What a connection gets per turn before the next one has its chance.
+/// What a connection gets per turn before the next one has its chance, and before its answers
+/// leave: a client that waits for all of a long turn has nothing to send when that ends.
 const TURN_BYTES: u64 = 256 << 10;
-const TURN_REQUESTS: u32 = 32;
+const TURN_REQUESTS: u32 = 16;
 const HEADER_BYTES: u32 = REQUEST_BYTES as u32;
 
 /// How far the parser came.
