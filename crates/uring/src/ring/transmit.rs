@@ -12,10 +12,12 @@ use ringfence_cache::{Buffer, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
 use ringfence_wire::{Cookie, Operation, Rejection, ReplyStyle, RequestHeader};
 
-/// What a connection gets per turn before the next one has its chance, and before its answers
-/// leave: a client that waits for all of a long turn has nothing to send when that ends.
+/// What a connection gets per turn before the next one has its chance.
 const TURN_BYTES: u64 = 256 << 10;
-const TURN_REQUESTS: u32 = 16;
+const TURN_REQUESTS: u32 = 32;
+/// What is received at once while requests are small. Their answers leave when it has been served,
+/// and the client goes on with those while the ring takes the rest (decision 0025).
+const SMALL_BYTES: u32 = 32 << 10;
 const HEADER_BYTES: u32 = REQUEST_BYTES as u32;
 
 /// How far the parser came.
@@ -41,9 +43,9 @@ pub(super) struct NewStep {
     pub run: Run,
 }
 
-/// How much to receive at once: no more than a turn can take.
-pub(super) fn receive_bytes(room: Buffer) -> u32 {
-    room.length.min(TURN_BYTES as u32)
+/// How much to receive at once, where the parser wants so many bytes.
+pub(super) fn receive_bytes(room: Buffer, wanted: u32) -> u32 {
+    room.length.min(if wanted > SMALL_BYTES { TURN_BYTES as u32 } else { SMALL_BYTES })
 }
 
 impl<C: Core> Ring<C> {
@@ -394,7 +396,8 @@ impl<C: Core> Ring<C> {
         let connection = &mut self.connections[usize::from(slot)];
         connection.receiving = true;
         let socket = connection.socket();
-        self.kernel.push_receive(u32::from(slot), socket, room.part(0, receive_bytes(room)));
+        let length = receive_bytes(room, connection.wanted);
+        self.kernel.push_receive(u32::from(slot), socket, room.part(0, length));
     }
 
     fn make_room(&mut self, slot: u16) -> Option<Buffer> {
@@ -411,5 +414,22 @@ impl<C: Core> Ring<C> {
                 connection.window.room(connection.wanted).ok()
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{HEADER_BYTES, SMALL_BYTES, TURN_BYTES, receive_bytes};
+    use ringfence_cache::Buffer;
+
+    #[test]
+    fn a_large_request_is_not_received_in_small_parts() {
+        let room = |length| Buffer { offset: 4096, length };
+        let large = HEADER_BYTES + (1 << 20);
+        assert_eq!(receive_bytes(room(2 << 20), HEADER_BYTES), SMALL_BYTES);
+        assert_eq!(receive_bytes(room(2 << 20), HEADER_BYTES + 4096), SMALL_BYTES);
+        assert_eq!(receive_bytes(room(2 << 20), large), TURN_BYTES as u32);
+        assert_eq!(receive_bytes(room(100), HEADER_BYTES), 100);
+        assert_eq!(receive_bytes(room(100), large), 100);
     }
 }

@@ -102,7 +102,7 @@ impl<C: Core> Ring<C> {
                 libc::recv(
                     fd.as_raw_fd(),
                     self.kernel.address(room).cast(),
-                    super::transmit::receive_bytes(room) as usize,
+                    super::transmit::receive_bytes(room, wanted) as usize,
                     libc::MSG_DONTWAIT,
                 )
             };
