@@ -6,7 +6,7 @@
 
 use super::carried::{Carried, CarriedKey};
 use super::log::Privilege;
-use super::reclaim::{Again, BATCH_BLOCKS, Survivor};
+use super::reclaim::{Again, BATCH_BLOCKS, Cursor, Survivor};
 use super::{Engine, blocks_of};
 use crate::format::{Entry, EntryFlags, EntryKind};
 use crate::geometry::LogAddress;
@@ -48,7 +48,6 @@ impl Engine {
         version: u64,
         header: LogAddress,
         entry: &Entry,
-        payload_before: u64,
         budget: &mut u64,
     ) -> bool {
         if !self.may_carry(slot) {
@@ -58,7 +57,9 @@ impl Engine {
         let kind = entry.kind();
         let ordinal = match kind {
             EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy => entry.ordinal.get(),
-            _ => u16::try_from(self.reclaim.entry).expect("fewer entries than a header holds"),
+            _ => {
+                u16::try_from(self.reclaim.cursor.entry).expect("fewer entries than a header holds")
+            }
         };
         let epoch = match kind {
             EntryKind::DirtyCopy | EntryKind::DirtyZeroCopy => entry.epoch.get(),
@@ -73,14 +74,14 @@ impl Engine {
             self.read_survivors();
             return false;
         }
-        while self.reclaim.block < u64::from(entry.count.get()) {
+        while self.reclaim.cursor.block < u64::from(entry.count.get()) {
             if self.reclaim.survivors.len() == BATCH_BLOCKS {
                 self.read_survivors();
                 return false;
             }
-            let offset = self.reclaim.block;
+            let Cursor { payload_before, block: offset, .. } = self.reclaim.cursor;
             let block = entry.block.get() + offset;
-            self.reclaim.block += 1;
+            self.reclaim.cursor.block += 1;
             // Counted only: no turn ends between dirty survivors and their reading.
             *budget = budget.saturating_sub(1);
             let survivor = Survivor {
@@ -103,8 +104,7 @@ impl Engine {
         }
         // One entry at a time: what follows may be somebody else's, or clean.
         self.read_survivors();
-        self.reclaim.entry += 1;
-        self.reclaim.block = 0;
+        self.reclaim.cursor.pass(entry);
         false
     }
 
@@ -243,11 +243,11 @@ impl Engine {
     ) -> bool {
         let (first, count) = (copy.block.get(), u64::from(copy.count.get()));
         let old = IndexEntry::zero(header);
-        while self.reclaim.block < count {
+        while self.reclaim.cursor.block < count {
             if *budget == 0 {
                 return false;
             }
-            let block = first + self.reclaim.block;
+            let block = first + self.reclaim.cursor.block;
             let Run { is_wanted, blocks, looked_at } =
                 self.index.run_of(slot, block, first + count, old);
             if is_wanted {
@@ -264,7 +264,7 @@ impl Engine {
                 self.index.replace_in_run(slot, block, blocks, old, IndexEntry::zero(new_header));
             }
             *budget = budget.saturating_sub(looked_at);
-            self.reclaim.block += blocks;
+            self.reclaim.cursor.block += blocks;
         }
         true
     }

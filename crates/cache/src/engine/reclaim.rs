@@ -36,8 +36,9 @@ const QUARTERS_COPIED_MAX: u64 = 3;
 /// Segments that are left behind together, and the part of the log that they may be.
 const SEGMENTS_TOGETHER_MAX: u64 = 4;
 const LOG_TOGETHER_MAX: u64 = 8;
-/// Blocks looked at per turn: a bounded walk of the index between two turns of the ring.
-const BLOCKS_PER_TURN: u64 = 8192;
+/// Blocks looked at per turn, some 30 us of the index at random: nobody is served meanwhile. A
+/// segment of the default size takes 16 turns (decision 0026).
+const BLOCKS_PER_TURN: u64 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -47,6 +48,37 @@ enum Phase {
     Reading,
     FlushingCopies,
     PersistingTail,
+}
+
+/// How far a segment's summary has been looked through.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Cursor {
+    /// Where the record begins in the summary.
+    record: usize,
+    /// Which entry of the record.
+    pub entry: usize,
+    /// Blocks of payload that the record's earlier entries have.
+    pub payload_before: u64,
+    /// Which block of the entry.
+    pub block: u64,
+}
+
+impl Cursor {
+    /// The record that begins there.
+    fn at_record(record: usize) -> Self {
+        Self { record, ..Self::default() }
+    }
+
+    fn is_at_record(&self) -> bool {
+        self.entry == 0 && self.block == 0
+    }
+
+    /// Goes on behind this entry.
+    pub fn pass(&mut self, entry: &Entry) {
+        self.entry += 1;
+        self.payload_before += u64::from(entry.payload_blocks());
+        self.block = 0;
+    }
 }
 
 /// A block that goes to the head of the log: clean and hit, or dirty and carried.
@@ -74,9 +106,7 @@ pub struct Reclaim {
     loading: Option<SummaryLoad>,
     /// Something of the segment could not be read: when that is tried again.
     retry_at_ns: Option<u64>,
-    at: usize,
-    pub(super) entry: usize,
-    pub(super) block: u64,
+    pub(super) cursor: Cursor,
     pub(super) survivors: Vec<Survivor>,
     /// The newest record of the segments before this one.
     before: Sequence,
@@ -117,9 +147,7 @@ impl Reclaim {
             summary_bytes: 0,
             loading: None,
             retry_at_ns: None,
-            at: 0,
-            entry: 0,
-            block: 0,
+            cursor: Cursor::default(),
             survivors: Vec::with_capacity(BATCH_BLOCKS),
             before: tail.previous(),
             passed: tail.previous(),
@@ -215,9 +243,7 @@ impl Engine {
         let info = self.log.segments[geometry.segment(segment_use)];
         self.reclaim.segment_use = segment_use;
         self.reclaim.summary_bytes = info.summary_bytes;
-        self.reclaim.at = 0;
-        self.reclaim.entry = 0;
-        self.reclaim.block = 0;
+        self.reclaim.cursor = Cursor::default();
         self.reclaim.copies = Sequence(0);
         self.reclaim.kept = 0;
         let room = self.reclaim_summary_room();
@@ -270,11 +296,12 @@ impl Engine {
         while *budget > 0 {
             let room = self.reclaim_summary_room();
             let summary = room.part(SUMMARY_OFFSET as u32, self.reclaim.summary_bytes);
-            let mut reader = SummaryReader::at(self.reserve.bytes(summary), self.reclaim.at);
+            let mut reader =
+                SummaryReader::at(self.reserve.bytes(summary), self.reclaim.cursor.record);
             let Some((record, entries, _)) = reader.next() else {
                 return self.scan_finished();
             };
-            if self.reclaim.entry == 0 && self.reclaim.block == 0 {
+            if self.reclaim.cursor.is_at_record() {
                 let sequence = Sequence(record.sequence.get());
                 let is_behind_loss = sequence > self.reclaim.passed.next();
                 self.reclaim.passed = sequence;
@@ -283,36 +310,26 @@ impl Engine {
                 let starts = if is_behind_loss { u64::MAX } else { record.epoch_starts.get() };
                 self.exports.count_carry_epochs(starts);
             }
-            let Some(entry) = entries.get(self.reclaim.entry).copied() else {
-                self.reclaim.at = reader.position();
-                self.reclaim.entry = 0;
+            let Some(entry) = entries.get(self.reclaim.cursor.entry).copied() else {
+                self.reclaim.cursor = Cursor::at_record(reader.position());
                 continue;
             };
-            let before = &entries[..self.reclaim.entry];
-            let payload: u64 = before.iter().map(|e| u64::from(e.payload_blocks())).sum();
             let record = *record;
-            if !self.scan_entry(&record, &entry, payload, budget) {
+            if !self.scan_entry(&record, &entry, budget) {
                 return;
             }
-            self.reclaim.entry += 1;
-            self.reclaim.block = 0;
+            self.reclaim.cursor.pass(&entry);
         }
     }
 
     /// Returns whether the entry is finished.
-    fn scan_entry(
-        &mut self,
-        record: &SummaryRecord,
-        entry: &Entry,
-        payload_before: u64,
-        budget: &mut u64,
-    ) -> bool {
+    fn scan_entry(&mut self, record: &SummaryRecord, entry: &Entry, budget: &mut u64) -> bool {
         let Some(slot) = self.exports.slot_of(entry.layer.get()) else { return true };
         let version = if entry.kind().is_copy() { entry.version } else { record.sequence };
         let watermark = self.exports.get(slot).watermark;
         if entry.kind().is_client_data() && version.get() > watermark.0 && !canary::breaks(28) {
             let header = self.record_address(record);
-            return self.carry_entry(slot, version.get(), header, entry, payload_before, budget);
+            return self.carry_entry(slot, version.get(), header, entry, budget);
         }
         let header = self.record_address(record);
         let (first, count) = (entry.block.get(), u64::from(entry.count.get()));
@@ -325,12 +342,13 @@ impl Engine {
             self.index.replace_in_run(slot, first, count, zero, IndexEntry::MISSING);
             return true;
         }
-        while self.reclaim.block < count {
+        while self.reclaim.cursor.block < count {
             if *budget == 0 {
                 return false;
             }
-            let block = first + self.reclaim.block;
-            let address = header.plus(1 + payload_before + self.reclaim.block);
+            let Cursor { payload_before, block: offset, .. } = self.reclaim.cursor;
+            let block = first + offset;
+            let address = header.plus(1 + payload_before + offset);
             let found = self.index.get(slot, block);
             if found.place() == Place::Stored(address) {
                 if found.is_hit() && self.may_copy_forward() {
@@ -353,7 +371,7 @@ impl Engine {
                 }
             }
             *budget -= 1;
-            self.reclaim.block += 1;
+            self.reclaim.cursor.block += 1;
         }
         true
     }
@@ -377,9 +395,7 @@ impl Engine {
             }
         }
         self.reclaim.paused = true;
-        self.reclaim.at = 0;
-        self.reclaim.entry = 0;
-        self.reclaim.block = 0;
+        self.reclaim.cursor = Cursor::default();
         self.reclaim.passed = self.reclaim.before;
         let clean = self.reclaim.survivors.iter().filter(|survivor| survivor.dirty.is_none());
         self.reclaim.kept -= clean.count() as u64;
