@@ -106,6 +106,9 @@ pub struct Faults {
     pub origin_flushes: bool,
     /// Writes and flushes of this origin alone fail.
     pub origin_writes_of: Option<u8>,
+    /// How long each write of an origin takes, and each flush.
+    pub origin_write_ns: u64,
+    pub origin_flush_ns: u64,
     /// Writes and flushes of the cache device fail.
     pub device_writes: bool,
     /// Reads of the cache device fail that touch one of these blocks of it.
@@ -361,6 +364,7 @@ impl Bench {
             Effect::OriginWrite { io, export, offset, buffer } => {
                 let engine = self.engine.as_mut().expect("open");
                 let bytes = engine.reserve().bytes(buffer).to_vec();
+                self.now_ns += self.faults.origin_write_ns;
                 done.push((io, self.origin_change("write", export, offset, bytes)));
             }
             Effect::OriginZero { io, export, offset, length, .. } => {
@@ -371,6 +375,7 @@ impl Bench {
                 done.push((io, self.origin_change("zero", export, offset, bytes)));
             }
             Effect::OriginFlush { io, export } => {
+                self.now_ns += self.faults.origin_flush_ns;
                 done.push((io, self.origin_change("flush", export, 0, Vec::new())));
             }
             Effect::Consumed { .. } => {}
@@ -465,6 +470,11 @@ impl Bench {
             self.now_ns += ns / 10;
             self.settle();
         }
+    }
+
+    /// Lets time pass in which there is no turn.
+    pub fn skip(&mut self, ns: u64) {
+        self.now_ns += ns;
     }
 
     /// Lets time pass as the ring does, without a turn that nobody asks for: the next one comes

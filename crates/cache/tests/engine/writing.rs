@@ -327,6 +327,49 @@ fn one_failure_is_no_standstill() {
     assert_eq!(bench.answer(waiting).map(|answer| answer.result), Some(Ok(())));
 }
 
+/// So many writes of 1 MiB an origin has between two flushes while clients wait for room: the
+/// middle of all that happens in a while.
+fn origin_writes_per_flush(write_ns: u64, flush_ns: u64) -> usize {
+    let mut bench = Bench::with_segments(64, &[STRICT], 64 * 256, 0);
+    bench.is_checked = false;
+    bench.faults.origin_write_ns = write_ns;
+    bench.faults.origin_flush_ns = flush_ns;
+    let mut steps = (0..64).cycle();
+    let mut begin = |bench: &mut Bench| {
+        bench.begin_write_to(0, steps.next().expect("a cycle") << 20, 1 << 20, 7)
+    };
+    let mut waiting = Vec::new();
+    for turn in 0..1100 {
+        // The log is full before the origin takes anything, and still is at the end.
+        bench.faults.origin_writes = turn < 1000;
+        if turn == 1000 {
+            bench.skip(SECOND);
+        }
+        waiting.retain(|ticket| bench.answer(*ticket).is_none());
+        while waiting.len() < 4 {
+            waiting.push(begin(&mut bench));
+        }
+        bench.turn();
+    }
+    let is_flush = |(what, ..): &(&str, u8, u64)| *what == "flush";
+    let mut writes: Vec<_> = bench.origin_log.split(is_flush).map(<[_]>::len).collect();
+    writes.sort_unstable();
+    assert!(bench.counter(ExportCounter::DirtyBytes) > 150 << 20, "the log stays full");
+    writes[writes.len() / 2]
+}
+
+#[test]
+fn while_writes_wait_the_watermark_keeps_up_unless_flushes_are_slow() {
+    const MS: u64 = 1_000_000;
+    let often = origin_writes_per_flush(10 * MS, 0);
+    assert!(often <= 4, "a batch is 4 MiB: {often} writes");
+    let seldom = origin_writes_per_flush(10 * MS, 5 * MS);
+    assert!(
+        (8..=12).contains(&seldom),
+        "sixteen times 5 ms, and what is left of a batch: {seldom}"
+    );
+}
+
 #[test]
 fn a_drain_that_was_answered_is_not_taken_back_by_a_power_cut() {
     let mut bench = Bench::new(&[STRICT]);

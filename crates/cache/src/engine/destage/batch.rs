@@ -1,9 +1,7 @@
 //! One batch: its payload is read into staging in the order of the log, sorted by block, and
 //! written to the origin.
 
-use super::{
-    ACTIVE_NS, DEPTH_WHILE_ACTIVE, Phase, PlanItem, UNFLUSHED_BLOCKS_MAX, WRITE_BLOCKS_MAX,
-};
+use super::{ACTIVE_NS, DEPTH_WHILE_ACTIVE, Phase, PlanItem, WRITE_BLOCKS_MAX};
 use crate::config::{Mode, Order};
 use crate::counters::ExportCounter;
 use crate::engine::api::{Effect, IoError, Notice};
@@ -304,7 +302,7 @@ impl Engine {
         if let Some(error) = self.destagers[index].error.take() {
             return self.fail_destage(index, error, true);
         }
-        let destager = &mut self.destagers[index];
+        let destager = &self.destagers[index];
         let export = self.exports.get_mut(destager.export);
         export.origin_written = destager.done.sequence;
         let in_debt = !destager.debts.is_empty();
@@ -312,12 +310,10 @@ impl Engine {
         let keeps_up = export.order == Order::Strict && !in_debt && !self.latched;
         if destager.epoch_ended && in_debt {
             self.stop_in_debt(index);
-        } else if destager.epoch_ended
-            || keeps_up && destager.unflushed_blocks >= UNFLUSHED_BLOCKS_MAX
-        {
+        } else if destager.epoch_ended || keeps_up && self.wants_watermark(index) {
             self.flush_origin(index);
         } else {
-            destager.phase = Phase::Planning;
+            self.destagers[index].phase = Phase::Planning;
         }
     }
 }

@@ -43,6 +43,9 @@ const WRITE_BLOCKS_MAX: usize = 256;
 const ZERO_BLOCKS_MAX: u64 = (32 << 20) / BLOCK_BYTES_U64;
 /// Flush the origin at least this often, so that the watermark keeps up.
 const UNFLUSHED_BLOCKS_MAX: u64 = (64 << 20) / BLOCK_BYTES_U64;
+/// Flush it sooner while writes wait for room, but write for at least so many times as long as the
+/// last flush took (decision 0026).
+const WRITING_PER_FLUSH: u64 = 16;
 /// A round in relaxed order goes over this part of the log at most: the larger, the more versions
 /// collapse; the smaller, the sooner reclaim gets room.
 const ROUND_SHARE: u64 = 4;
@@ -142,6 +145,9 @@ pub struct Destager {
     lost_in: Sequence,
     /// Blocks written since the origin was last flushed.
     unflushed_blocks: u64,
+    /// How long that flush took, and when it ended.
+    flush_ns: u64,
+    flushed_at_ns: u64,
     /// Bytes that the origin has taken since the watermark rose, this time.
     written_bytes: u64,
     epoch_ended: bool,
@@ -180,6 +186,8 @@ impl Destager {
             debts: Debts::new(),
             lost_in: Sequence(0),
             unflushed_blocks: 0,
+            flush_ns: 0,
+            flushed_at_ns: 0,
             written_bytes: 0,
             epoch_ended: false,
             horizon: LogAddress(0),
@@ -306,6 +314,8 @@ impl Engine {
         };
         destager.summary = None;
         destager.unflushed_blocks = 0;
+        destager.flush_ns = 0;
+        destager.flushed_at_ns = now_ns;
         destager.written_bytes = 0;
         destager.epoch_ended = false;
         destager.carried = None;
@@ -449,6 +459,19 @@ impl Engine {
         }
     }
 
+    /// Whether the watermark should rise now, though the epoch goes on: it is far behind, or writes
+    /// wait for what it gives back.
+    fn wants_watermark(&self, index: usize) -> bool {
+        let destager = &self.destagers[index];
+        if destager.done.sequence <= self.exports.get(destager.export).watermark {
+            // All of it is the beginning of one record.
+            return false;
+        }
+        let writing_ns = self.now.monotonic_ns - destager.flushed_at_ns;
+        let is_due = writing_ns >= destager.flush_ns.saturating_mul(WRITING_PER_FLUSH);
+        destager.unflushed_blocks >= UNFLUSHED_BLOCKS_MAX || is_due && self.log_is_short()
+    }
+
     fn flush_origin(&mut self, index: usize) {
         let lost_in = self.destagers[index].lost_in;
         if lost_in > self.log.durable() {
@@ -470,11 +493,15 @@ impl Engine {
 
     pub(super) fn destage_flush_done(&mut self, destager: u8, result: Result<(), IoError>) {
         let index = usize::from(destager);
+        let (now_ns, asked_at_ns) = (self.now.monotonic_ns, self.destagers[index].origin_since_ns);
         self.destage_waits_anew(index);
         match result {
             Ok(()) => {
                 self.origin_answered(self.destagers[index].export);
-                self.destagers[index].unflushed_blocks = 0;
+                let destager = &mut self.destagers[index];
+                destager.flush_ns = now_ns - asked_at_ns;
+                destager.flushed_at_ns = now_ns;
+                destager.unflushed_blocks = 0;
                 self.finish_epoch(index);
             }
             // A failed flush never makes data clean.
