@@ -37,7 +37,8 @@ const QUARTERS_COPIED_MAX: u64 = 3;
 const SEGMENTS_TOGETHER_MAX: u64 = 4;
 const LOG_TOGETHER_MAX: u64 = 8;
 /// Blocks looked at per turn, some 30 us of the index at random: nobody is served meanwhile. A
-/// segment of the default size takes 16 turns (decision 0026).
+/// segment of the default size takes 16 turns (decision 0026), fewer where destage gets further:
+/// then there is a second look in the same turn.
 const BLOCKS_PER_TURN: u64 = 256;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

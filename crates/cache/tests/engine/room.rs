@@ -1,7 +1,7 @@
 //! Who gets room in the log, and what reclaim keeps: rules 15 and 27.
 
 use crate::bench::Bench;
-use ringfence_cache::counters::Counter;
+use ringfence_cache::counters::{Counter, ExportCounter};
 use ringfence_cache::limits::{SEGMENT_BYTES_MIN, SEGMENTS_RESERVED, footer_bytes};
 use ringfence_cache::{Control, Mode, Order, Ticket};
 
@@ -43,6 +43,28 @@ fn where_all_blocks_were_hit_reclaim_still_makes_room() {
     assert!(copied > 0, "what was hit is worth keeping");
     assert!(copied <= reclaimed * SEGMENT_BLOCKS * 3 / 4, "{copied} of {reclaimed} segments");
     assert!(reclaimed <= 6, "one segment is not worth a lap of copies: {reclaimed}");
+}
+
+/// Looking a whole segment through at once would leave clients unserved for that long.
+#[test]
+fn no_turn_forgets_a_whole_segment() {
+    let mut bench = Bench::with_segments(16, &[STRICT], 16 * SEGMENT_BLOCKS, 0);
+    bench.is_checked = false;
+    let (mut most, mut block) = (0, 0);
+    while bench.engine_counter(Counter::SegmentsReclaimed) < 4 {
+        bench.begin_write_to(0, block * 4096, 64 * 4096, 3);
+        block += 64;
+        // What the origin has is clean, and nobody has hit it.
+        bench.skip(1_000_000_000);
+        for _ in 0..40 {
+            let before = bench.counter(ExportCounter::CachedBytes);
+            bench.turn();
+            let after = bench.counter(ExportCounter::CachedBytes);
+            most = most.max(before.saturating_sub(after) / 4096);
+        }
+    }
+    // Where destage has just got further, reclaim looks a second time in the same turn.
+    assert!((1..=512).contains(&most), "{most} blocks of {SEGMENT_BLOCKS} in one turn");
 }
 
 fn is_answered(bench: &Bench, ticket: Ticket) -> bool {
