@@ -93,7 +93,7 @@ impl Engine {
         let mut done = true;
         for slot in self.exports.in_use().filter(|slot| exports & slot.bit() != 0) {
             let export = self.exports.get(slot);
-            let on_origin = export.watermark >= export.newest_dirty.min(sequence);
+            let on_origin = export.settled >= export.newest_dirty.min(sequence);
             if !on_origin && export.stands_still() {
                 return Some(Err(RequestError::Io));
             }

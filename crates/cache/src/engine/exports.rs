@@ -81,8 +81,12 @@ pub struct Export {
     epoch_log_blocks: u64,
     /// The newest dirty record of the epochs that have ended.
     pub newest_ended: Sequence,
-    /// The highest sequence that the origin has, flushed.
+    /// The origin has everything up to here, flushed, or lacks it for good: in the midst of a round
+    /// in relaxed order a block may still wait for a newer version, which is dirty and durable.
     pub watermark: Sequence,
+    /// The same where nothing waits: in strict order the watermark, in relaxed order as it was at
+    /// the end of a round.
+    pub settled: Sequence,
     /// The log address behind the watermark's record: client data from here on is dirty.
     pub watermark_end: LogAddress,
     /// The first record that carries the watermark, once it is closed.
@@ -169,7 +173,17 @@ impl Export {
         self.watermark_record
     }
 
-    /// The origin has everything up to `sequence`, flushed.
+    /// Whether nothing up to the watermark waits for a newer version to reach the origin.
+    pub fn has_settled(&self) -> bool {
+        self.settled == self.watermark
+    }
+
+    /// Whether destage still owes the origin what it is asked for.
+    pub fn is_destage_wanted(&self) -> bool {
+        self.destage_target > self.settled
+    }
+
+    /// The origin has everything up to `sequence`, flushed, or a newer version to come.
     pub fn advance_watermark(&mut self, sequence: Sequence, end: LogAddress, cursor: Cursor) {
         assert!(sequence >= self.watermark, "a watermark only rises");
         if sequence > self.watermark {
@@ -182,6 +196,9 @@ impl Export {
         // Where everything was clean, it lies behind what the watermark has passed since.
         self.watermark_end = self.watermark_end.max(end);
         self.watermark_cursor = cursor;
+        if self.order == Order::Strict || !self.is_dirty() {
+            self.settled = self.watermark;
+        }
         if !self.is_dirty() {
             self.dirty = DirtyAccount::default();
         }
@@ -257,6 +274,7 @@ impl Export {
             epoch_log_blocks: 0,
             newest_ended: Sequence(0),
             watermark: Sequence(0),
+            settled: Sequence(0),
             watermark_end: LogAddress(0),
             watermark_record: Some(Sequence(0)),
             watermark_cursor: start,

@@ -37,7 +37,7 @@ pub use api::{
 pub use recovery::Recovery;
 pub(crate) use recovery::{Survey, survey};
 
-use crate::config::Config;
+use crate::config::{Config, Order};
 use crate::counters::{Counter, Counters, ExportCounter};
 use crate::index::Index;
 use crate::limits::{BLOCK_BYTES_U32, DEVICE_IOS_MAX, EXPORTS_MAX};
@@ -154,6 +154,13 @@ impl Engine {
             assert!(
                 export.is_dirty() || export.dirty.blocks == 0,
                 "an export whose watermark is its newest write has nothing dirty"
+            );
+            assert!(
+                export.has_settled()
+                    || export.settled < export.watermark
+                        && export.order == Order::Relaxed
+                        && export.is_dirty(),
+                "only a newer version that is dirty can be waited for"
             );
         }
     }

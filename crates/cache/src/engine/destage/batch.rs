@@ -307,7 +307,7 @@ impl Engine {
         export.origin_written = destager.done.sequence;
         let in_debt = !destager.debts.is_empty();
         // After the cache device has failed the whole epoch goes: no watermark keeps up with it.
-        let keeps_up = export.order == Order::Strict && !in_debt && !self.latched;
+        let keeps_up = !in_debt && !self.latched;
         if destager.epoch_ended && in_debt {
             self.stop_in_debt(index);
         } else if destager.epoch_ended || keeps_up && self.wants_watermark(index) {

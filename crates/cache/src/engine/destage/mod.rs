@@ -11,8 +11,9 @@
 //! In `strict` order an epoch is whole on the origin, flushed, and its watermark is durable on the
 //! cache device before the first write of the next (rule 19). In `relaxed` order a *round* takes
 //! the place of the epoch: what is durable when it begins, up to a quarter of the log. Versions
-//! that the round supersedes itself are passed over (rule 17), and the watermark rises when it is
-//! over. Any failure starts over behind the watermark (rule 20).
+//! that the round supersedes itself are passed over (rule 17); at its end nothing is left of that,
+//! and its data has *settled*. In both, the watermark rises in their midst, too, where it would
+//! fall far behind or writes wait for room. Any failure starts over behind it (rule 20).
 //!
 //! A damaged version is a *debt* (rule 25, decision 0009): the rest of its epoch may go to the
 //! origin, any part of it is a legal disk, but the epoch cannot end, nor the watermark rise,
@@ -153,6 +154,8 @@ pub struct Destager {
     epoch_ended: bool,
     /// In relaxed order: where the round ends.
     horizon: LogAddress,
+    /// Nothing of the round is left to plan.
+    round_is_over: bool,
     /// The last carried entry that was planned and is not below the watermark yet, and its epoch.
     carried: Option<(CarriedKey, u64)>,
 }
@@ -191,6 +194,7 @@ impl Destager {
             written_bytes: 0,
             epoch_ended: false,
             horizon: LogAddress(0),
+            round_is_over: false,
             carried: None,
         }
     }
@@ -287,7 +291,7 @@ impl Engine {
             && (!export.damaged || export.tries_again && now_ns >= export.damage_retry_at_ns)
             && !export.destaging
             && export.is_dirty()
-            && export.destage_target > export.watermark
+            && export.is_destage_wanted()
             && (durable > export.watermark || canary::breaks(17))
             && export.origin.may_be_asked(now_ns)
             && (!self.latched || may_go_on)
@@ -333,7 +337,8 @@ impl Engine {
         export.order == Order::Relaxed || export.watermark_is_durable(self.log.durable())
     }
 
-    /// Decides how far the next round goes.
+    /// Decides how far the next round goes. A round that has risen in its midst keeps its end: if
+    /// that moved on, what is overwritten again and again would never settle.
     fn begin_round(&mut self, index: usize) {
         let geometry = self.log.geometry;
         let oldest = geometry.address(self.log.oldest_use, 0);
@@ -359,7 +364,7 @@ impl Engine {
             if self.latched && !(has_durable && self.may_destage_latched(slot)) {
                 return None;
             }
-            let is_wanted = export.destage_target > export.watermark;
+            let is_wanted = export.is_destage_wanted();
             if is_wanted && export.damaged && export.tries_again {
                 return Some(export.damage_retry_at_ns.max(export.origin.retry_at_ns));
             }
@@ -513,11 +518,26 @@ impl Engine {
     /// durable before anything newer goes to the origin.
     fn finish_epoch(&mut self, index: usize) {
         let destager = &mut self.destagers[index];
-        let done = destager.done;
-        let export = self.exports.get_mut(destager.export);
-        if done.sequence == export.watermark {
+        let slot = destager.export;
+        let export = self.exports.get_mut(slot);
+        let rises = destager.done.sequence > export.watermark;
+        if !rises && export.has_settled() {
             return self.release_destager(index);
         }
+        destager.phase = Phase::Persisting;
+        if rises {
+            self.raise_watermark(index);
+        }
+        if self.destagers[index].round_is_over {
+            let export = self.exports.get_mut(slot);
+            export.settled = export.watermark;
+        }
+    }
+
+    fn raise_watermark(&mut self, index: usize) {
+        let destager = &mut self.destagers[index];
+        let done = destager.done;
+        let export = self.exports.get_mut(destager.export);
         export.dirty.subtract(done.passed);
         destager.passed.subtract(done.passed);
         destager.done.passed = DirtyAccount::default();
@@ -533,7 +553,6 @@ impl Engine {
         export.oldest_dirty_wall_ns = done.wall_ns;
         export.note_watermark_risen(self.now.monotonic_ns);
         destager.written_bytes = 0;
-        destager.phase = Phase::Persisting;
         let (slot, watermark) = (destager.export, done.sequence);
         self.carried.forget(slot, watermark);
     }
@@ -550,12 +569,15 @@ impl Engine {
         }
         let more = !self.stopping
             && !export.destage_void
-            && export.destage_target > export.watermark
+            && export.is_destage_wanted()
             && export.is_dirty()
             && self.log.durable() > export.watermark
             && (!self.latched || self.may_destage_latched(slot));
+        let has_settled = export.has_settled();
         if more {
-            self.begin_round(index);
+            if has_settled {
+                self.begin_round(index);
+            }
             self.destagers[index].phase = Phase::Planning;
         } else {
             self.release_destager(index);

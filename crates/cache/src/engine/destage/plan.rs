@@ -57,6 +57,7 @@ impl Engine {
         self.destagers[index].zero = None;
         self.destagers[index].next = 0;
         self.destagers[index].epoch_ended = false;
+        self.destagers[index].round_is_over = false;
         // What was carried is older than anything that was not (rule 28).
         if !self.plan_carried(index) {
             while self.plan_record(index) {}
@@ -75,10 +76,13 @@ impl Engine {
             destager.phase = Phase::Reading;
         } else if !destager.debts.is_empty() {
             self.stop_in_debt(index);
-        } else if destager.unflushed_blocks > 0 || destager.lost_in > self.log.durable() {
-            self.flush_origin(index);
         } else {
-            self.finish_epoch(index);
+            destager.round_is_over = true;
+            if destager.unflushed_blocks > 0 || destager.lost_in > self.log.durable() {
+                self.flush_origin(index);
+            } else {
+                self.finish_epoch(index);
+            }
         }
     }
 
