@@ -87,7 +87,7 @@ impl Engine {
         }
     }
 
-    /// Rule 22: only when the watermarks are durable.
+    /// Rule 22: only when what was asked for has settled and the watermarks are durable.
     fn drained(&mut self, exports: u64, sequence: Sequence) -> Option<Result<(), RequestError>> {
         let durable = self.log.durable();
         let mut done = true;
