@@ -117,8 +117,7 @@ impl<C: Core> Life<C> {
             let at = world.now_ns + world.random.below(world.scenario.mix.pause_ns_max);
             self.plan_at(at, Happening::ClientWakes(client));
         }
-        let operator =
-            world.now_ns + world.random.magnitude(1_000_000, world.scenario.operator_pause_ns_max);
+        let operator = world.now_ns + world.random.magnitude(1_000_000, 20_000_000_000);
         self.plan_at(operator, Happening::OperatorWakes);
         while self.steps < self.steps_max {
             if !self.turn(world)? {
@@ -299,7 +298,7 @@ impl<C: Core> Life<C> {
             _ => Control::Drain(Some(slot)),
         };
         self.control(world, action)?;
-        let pause_ns = world.random.magnitude(1_000_000, world.scenario.operator_pause_ns_max);
+        let pause_ns = world.random.magnitude(1_000_000, 20_000_000_000);
         self.plan_at(world.now_ns + pause_ns, Happening::OperatorWakes);
         Ok(())
     }

@@ -193,8 +193,6 @@ pub struct Scenario {
     pub moods_change: bool,
     /// What it is like when an operator stops the engine.
     pub stops: Stops,
-    /// The longest pause of the operator between two requests, in nanoseconds.
-    pub operator_pause_ns_max: u64,
     /// Whether lives are long and writes large, so that the log is filled several times.
     pub churns: bool,
     /// The most steps of the engine in one life.
@@ -274,7 +272,6 @@ impl Scenario {
             formatted_before: false,
             moods_change: false,
             stops: Stops::Orderly,
-            operator_pause_ns_max: 20_000_000_000,
             steps_max,
             device_ns: random.magnitude(5_000, 1_000_000),
             origin_ns: random.magnitude(20_000, 20_000_000),
@@ -287,7 +284,6 @@ impl Scenario {
         scenario.draw_quiet_faults(always_quiet);
         if random.percent(7) {
             scenario.fill_to_the_brim(random);
-            scenario.draw_busy_operator();
         }
         scenario.draw_small_index();
         scenario.draw_differing_lives();
@@ -358,22 +354,6 @@ impl Scenario {
             if random.percent(40) {
                 let rate = random.magnitude(1_000, 50_000);
                 self.faults.device_flush_error = u32::try_from(rate).expect("a rate");
-            }
-        }
-    }
-
-    /// Draws whether the operator drains the full log again and again, and mostly in relaxed order,
-    /// where that takes to the end of a round: from a number of its own, too, by which no seed that
-    /// failed before there was such a thing has it.
-    fn draw_busy_operator(&mut self) {
-        let mut random = Random::new(self.seed ^ 0xd7a1);
-        if !random.percent(40) {
-            return;
-        }
-        self.operator_pause_ns_max = random.magnitude(2_000_000, 500_000_000);
-        for export in &mut self.exports {
-            if random.percent(70) {
-                export.options.order = Order::Relaxed;
             }
         }
     }

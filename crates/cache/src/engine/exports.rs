@@ -81,8 +81,8 @@ pub struct Export {
     epoch_log_blocks: u64,
     /// The newest dirty record of the epochs that have ended.
     pub newest_ended: Sequence,
-    /// The origin has everything up to here, flushed, or lacks it for good: in the midst of a round
-    /// in relaxed order a block may still wait for a newer version, which is dirty and durable.
+    /// The origin has everything up to here, flushed; but in the midst of a round in relaxed order
+    /// a block may still wait for a newer version, which is dirty and durable.
     pub watermark: Sequence,
     /// The same where nothing waits: in strict order the watermark, in relaxed order as it was at
     /// the end of a round.
