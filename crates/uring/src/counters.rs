@@ -48,7 +48,7 @@ const ORIGIN_OPS: [&str; 4] = ["read", "write", "write_zeroes", "flush"];
 pub enum RingCounter {
     /// Times around the loop.
     Turns,
-    /// `io_uring_enter` and direct `recv` calls.
+    /// `io_uring_enter`, direct `recv` and `sendmsg`, and `sched_yield`.
     SystemCalls,
     /// Times the ring slept.
     Sleeps,

@@ -32,6 +32,7 @@ mod storage;
 mod thread;
 mod tickets;
 mod window;
+mod yielding;
 
 // What serves data breaks no rule on purpose.
 const _: () =

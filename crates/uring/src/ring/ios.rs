@@ -2,8 +2,9 @@
 
 use super::Ring;
 use super::kernel::{Tag, file};
+use crate::clock::monotonic_ns;
 use crate::core::Core;
-use crate::counters::OriginOp;
+use crate::counters::{OriginOp, RingCounter};
 use crate::memory::Mapping;
 use io_uring::{opcode, squeue, types};
 use ringfence_cache::limits::{DEVICE_IOS_MAX, EXPORTS_MAX};
@@ -104,6 +105,8 @@ pub struct Ios {
     /// The export whose turn it is among those that wait.
     turn: usize,
     quota: Quota,
+    /// Reads of the cache device that were pushed since the last were handed over.
+    reads_pushed: u32,
     /// By export slot.
     targets: Box<[Option<OriginTarget>]>,
     zeroes: Arc<Mapping>,
@@ -128,6 +131,7 @@ impl Ios {
             next: vec![NO_IO; DEVICE_IOS_MAX].into(),
             turn: 0,
             quota: Quota::new(ORIGIN_IOS_PER_EXPORT, ORIGIN_IOS_SHARED, exports),
+            reads_pushed: 0,
             targets,
             zeroes,
         }
@@ -252,6 +256,7 @@ impl<C: Core> Ring<C> {
         };
         match io.kind {
             Kind::DeviceRead => {
+                self.ios.reads_pushed += 1;
                 self.kernel.push_read(index, file::CACHE, offset, rest(&io), NO_FLAGS)
             }
             Kind::DeviceWrite => {
@@ -314,6 +319,22 @@ impl<C: Core> Ring<C> {
         let place = types::Fixed(file::ORIGINS + u32::from(export.0));
         let entry = opcode::Fallocate::new(place, length).offset(offset).mode(mode).build();
         self.kernel.push(Tag::Io, index, entry);
+    }
+
+    /// Has the device begin what is to be read before anything is sent or received. That is done
+    /// within the system call, and the kernel holds reads back until the whole call has ended.
+    pub(super) fn hand_over_reads(&mut self) {
+        let reads = std::mem::take(&mut self.ios.reads_pushed);
+        if reads == 0 {
+            return;
+        }
+        self.kernel.submit();
+        let now_ns = monotonic_ns();
+        if self.yielding.handed_over(reads, now_ns) {
+            self.shared.counters.add(RingCounter::SystemCalls, 1);
+            std::thread::yield_now();
+            self.yielding.yielded(now_ns, monotonic_ns());
+        }
     }
 
     /// The kernel is done with an I/O, or with a part of it.

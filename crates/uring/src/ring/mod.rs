@@ -1,7 +1,8 @@
 //! The one thread that moves bytes: it owns the sockets, the devices and the reserve.
 //!
-//! A turn: take commands and completions, parse what was received, let the engine decide what to
-//! write (`EndOfTurn`), hand everything to the kernel with one system call, and wait.
+//! A turn: take commands and completions, parse what was received, hand the device's reads over,
+//! let the engine decide what to write (`EndOfTurn`), hand the rest to the kernel with one system
+//! call, and wait.
 
 mod commands;
 mod finish;
@@ -27,6 +28,7 @@ use crate::queue::{Consumer, Producer};
 use crate::shared::{Command, RingEvent, Shared};
 use crate::spin::Spin;
 use crate::tickets::Tickets;
+use crate::yielding::Yielding;
 use kernel::{Completion, Tag};
 use ringfence_cache::{Effect, Event, Now};
 use ringfence_wire::ExportLimits;
@@ -99,6 +101,7 @@ pub struct Ring<C> {
     /// Connections that are tried directly before the ring sleeps.
     spinning: Vec<u16>,
     spin: Spin,
+    yielding: Yielding,
     /// The earliest deadline of a handshake, or something earlier.
     handshake_deadline_ns: Option<u64>,
     requests_in_turn: u64,
@@ -135,6 +138,7 @@ impl<C: Core> Ring<C> {
             abandoning: Vec::with_capacity(count),
             spinning: Vec::with_capacity(count),
             spin: parts.spin,
+            yielding: Yielding::new(),
             handshake_deadline_ns: None,
             requests_in_turn: 0,
             stopping: None,
@@ -172,6 +176,7 @@ impl<C: Core> Ring<C> {
         // Before a request is taken that may be one of them, sent again.
         self.abandon_requests();
         self.serve_runnable();
+        self.hand_over_reads();
         if self.spin.limit_ns().is_some() {
             // Answers are sent at once: the client can go on while the engine looks around.
             self.serve_touched();
