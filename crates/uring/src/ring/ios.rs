@@ -332,7 +332,8 @@ impl<C: Core> Ring<C> {
         let now_ns = monotonic_ns();
         if self.yielding.handed_over(reads, now_ns) {
             self.shared.counters.add(RingCounter::SystemCalls, 1);
-            std::thread::yield_now();
+            // Not libc's: its page may not be in memory, and this program's own is locked there.
+            rustix::thread::sched_yield();
             self.yielding.yielded(now_ns, monotonic_ns());
         }
     }
