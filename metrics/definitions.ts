@@ -391,6 +391,13 @@ const RESERVE_METRICS: readonly MetricDefinition[] = [
     samples: engineSample('ringSleeps'),
   },
   {
+    name: 'ringfence_ring_yields_total',
+    help: 'Times that the ring thread gave the CPU to whoever carries out reads of the cache device.',
+    type: 'counter',
+    labels: [],
+    samples: engineSample('ringYields'),
+  },
+  {
     name: 'ringfence_ring_spins_total',
     help: 'Times that the ring thread looked for work instead of sleeping, and whether it came.',
     type: 'counter',

@@ -31,6 +31,7 @@ export const LAYOUT: CounterLayout = {
     'ringTurns',
     'ringSystemCalls',
     'ringSleeps',
+    'ringYields',
     'ringSpinHits',
     'ringSpinMisses',
   ],

@@ -52,6 +52,8 @@ pub enum RingCounter {
     SystemCalls,
     /// Times the ring slept.
     Sleeps,
+    /// Times it gave the CPU up to the workers of its device.
+    Yields,
     /// Times it spun before it would have slept, and work came.
     SpinHits,
     /// Times it spun and slept all the same.
@@ -65,10 +67,11 @@ pub enum RingCounter {
     /// Connections open now.
     ConnectionsOpen,
 }
-const RING_COUNTERS: [&str; 9] = [
+const RING_COUNTERS: [&str; 10] = [
     "ringTurns",
     "ringSystemCalls",
     "ringSleeps",
+    "ringYields",
     "ringSpinHits",
     "ringSpinMisses",
     "receiveWaits",

@@ -53,8 +53,7 @@ impl Yielding {
             return;
         }
         let soon = from_ns < self.resumes_at_ns.saturating_add(self.pause_ns);
-        let again = soon && self.resumes_at_ns > 0;
-        self.pause_ns = if again { (self.pause_ns * 2).min(PAUSE_MAX_NS) } else { PAUSE_MIN_NS };
+        self.pause_ns = if soon { (self.pause_ns * 2).min(PAUSE_MAX_NS) } else { PAUSE_MIN_NS };
         self.resumes_at_ns = to_ns + self.pause_ns;
     }
 }

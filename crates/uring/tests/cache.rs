@@ -123,6 +123,7 @@ fn what_was_flushed_is_there_after_a_restart_and_on_the_origin_after_a_drain() {
         assert!(opened.exports[0].known && opened.recovered_records > 0, "{opened:?}");
         let mut client = host.connect();
         assert!(client.get(0, 5 << 20).expect("data") == expected);
+        assert!(host.counter("ringYields") > 0, "the device's reads were handed over first");
         assert_eq!(client.get(ORIGIN_BYTES - 3000, 3000), Ok(vec![7; 3000]));
         assert_eq!(client.get(10 << 20, 4096), Ok(vec![0; 4096]), "a miss");
         control(&host, 1, ControlAction::Drain);

@@ -332,6 +332,7 @@ impl<C: Core> Ring<C> {
         let now_ns = monotonic_ns();
         if self.yielding.handed_over(reads, now_ns) {
             self.shared.counters.add(RingCounter::SystemCalls, 1);
+            self.shared.counters.add(RingCounter::Yields, 1);
             // Not libc's: its page may not be in memory, and this program's own is locked there.
             rustix::thread::sched_yield();
             self.yielding.yielded(now_ns, monotonic_ns());
