@@ -19,12 +19,16 @@ fn a_panic_is_not_taken_for_an_allocation() {
     if std::env::var_os(MARK).is_some() {
         return panic_on_the_ring();
     }
+    // A ring that panicked leaves its socket behind.
+    let folder = std::env::temp_dir().join(format!("ringfence-panics-{}", std::process::id()));
+    std::fs::create_dir(&folder).expect("a folder");
     // As the test harness runs it, with and without catching what is printed: both ways allocate.
     for arguments in [&["--nocapture"][..], &[]] {
         let child = Command::new(std::env::current_exe().expect("this program"))
             .args(["a_panic_is_not_taken_for_an_allocation", "--exact"])
             .args(arguments)
             .env(MARK, "1")
+            .env("TMPDIR", &folder)
             .output()
             .expect("a second run");
         let said = String::from_utf8_lossy(&child.stderr);
@@ -32,6 +36,7 @@ fn a_panic_is_not_taken_for_an_allocation() {
         assert!(!said.contains("allocated memory"), "{said}");
         assert!(said.contains("out of range for slice"), "{said}");
     }
+    std::fs::remove_dir_all(&folder).expect("the folder");
 }
 
 /// Reads behind what the disk in memory has: its slice panics.
