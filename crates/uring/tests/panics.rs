@@ -21,7 +21,7 @@ fn a_panic_is_not_taken_for_an_allocation() {
     }
     // A ring that panicked leaves its socket behind.
     let folder = std::env::temp_dir().join(format!("ringfence-panics-{}", std::process::id()));
-    std::fs::create_dir(&folder).expect("a folder");
+    std::fs::create_dir_all(&folder).expect("a folder");
     // As the test harness runs it, with and without catching what is printed: both ways allocate.
     for arguments in [&["--nocapture"][..], &[]] {
         let child = Command::new(std::env::current_exe().expect("this program"))
