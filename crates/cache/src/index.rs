@@ -5,6 +5,7 @@
 //! that a trimmed disk costs nothing.
 
 use crate::geometry::LogAddress;
+use crate::prefetch::prefetch;
 use crate::units::ExportSlot;
 
 /// Blocks that a leaf maps: 2 MiB in 4 KiB of memory.
@@ -238,6 +239,14 @@ impl Index {
         match entry.as_leaf() {
             Some(leaf) => self.leaves[leaf][(block % LEAF_BLOCKS) as usize],
             None => entry,
+        }
+    }
+
+    /// Has the entry of a block fetched from memory.
+    pub fn prefetch(&self, export: ExportSlot, block: u64) {
+        let entry = self.directories[export.index()].get((block / LEAF_BLOCKS) as usize);
+        if let Some(leaf) = entry.and_then(|entry| entry.as_leaf()) {
+            prefetch(&self.leaves[leaf][(block % LEAF_BLOCKS) as usize]);
         }
     }
 
@@ -482,6 +491,16 @@ mod tests {
     use std::collections::BTreeMap;
 
     const EXPORT: ExportSlot = ExportSlot(0);
+
+    #[test]
+    fn whatever_a_client_asks_for_can_be_prefetched() {
+        let mut index = Index::new(&[LEAF_BLOCKS, 0], 1);
+        index.set(EXPORT, 7, IndexEntry::zero(LogAddress(1))).expect("a leaf");
+        for block in [0, 7, LEAF_BLOCKS, u64::MAX / 4096] {
+            index.prefetch(EXPORT, block);
+            index.prefetch(ExportSlot(1), block);
+        }
+    }
 
     /// Two entries of zeroes in one record: the smaller one is replaced with the larger.
     #[test]

@@ -18,6 +18,7 @@ mod index;
 mod layout;
 pub mod limits;
 mod policy;
+mod prefetch;
 pub mod quota;
 pub mod reserve;
 mod scan;
@@ -33,8 +34,8 @@ pub use config::{
 };
 pub use describe::{DescribedExport, Description, describe};
 pub use engine::{
-    Command, Control, Effect, Engine, Event, IoError, Notice, Piece, PieceContent, Recovery,
-    Request, RequestError,
+    Coming, Command, Control, Effect, Engine, Event, IoError, Notice, Piece, PieceContent,
+    Recovery, Request, RequestError,
 };
 pub use error::{FormatError, OpenError};
 pub use layout::format;

@@ -3,6 +3,7 @@
 //! The addon (and the tests that want to know) install [`CountingAllocator`]; where it is not
 //! installed the count stays 0 and says nothing.
 
+use crate::memory::HUGE_PAGE_BYTES;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -79,6 +80,10 @@ fn lock(pointer: *mut u8, size: usize) {
     }
     let start = pointer as usize / PAGE_BYTES * PAGE_BYTES;
     let length = (pointer as usize + size).next_multiple_of(PAGE_BYTES) - start;
+    if length >= HUGE_PAGE_BYTES {
+        // SAFETY: as for locking. Advice that is not taken changes nothing.
+        unsafe { libc::madvise(start as *mut libc::c_void, length, libc::MADV_HUGEPAGE) };
+    }
     // SAFETY: the pages hold memory that was just allocated; locking changes no content.
     let result = unsafe { libc::mlock(start as *const libc::c_void, length) };
     if result != 0 {
@@ -97,7 +102,8 @@ pub fn unwatch_this_thread() {
 }
 
 /// Runs `build`; memory that it allocates by the page is touched and locked, so that the ring
-/// thread never waits for it. Returns whether all of it could be. Does nothing where
+/// thread never waits for it. What is as large as a huge page lies on huge pages where the kernel
+/// has some: tables are looked up all over. Returns whether all of it could be. Does nothing where
 /// [`CountingAllocator`] is not installed.
 pub fn locking<T>(build: impl FnOnce() -> T) -> (T, bool) {
     LOCK_FAILED.store(false, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! What the ring runs: the engine, or in tests something simpler with the same contract.
 
-use ringfence_cache::{Effect, Engine, Event, Now, Piece, Reserve, Ticket};
+use ringfence_cache::{Coming, Effect, Engine, Event, Now, Piece, Reserve, Ticket};
 
 /// A state machine with the engine's contract; see [`ringfence_cache::Event`] and
 /// [`ringfence_cache::Effect`].
@@ -13,6 +13,8 @@ pub trait Core {
     fn next_effect(&mut self) -> Option<Effect>;
     /// The next part of a read that is ready; see [`Effect::Pieces`].
     fn next_piece(&mut self, ticket: Ticket) -> Option<Piece>;
+    /// An event is soon to come: advice.
+    fn prefetch(&self, coming: Coming);
     /// When [`Event::EndOfTurn`] is due even if nothing happens.
     fn deadline_ns(&self) -> Option<u64>;
 }
@@ -32,6 +34,10 @@ impl Core for Engine {
 
     fn next_piece(&mut self, ticket: Ticket) -> Option<Piece> {
         Self::next_piece(self, ticket)
+    }
+
+    fn prefetch(&self, coming: Coming) {
+        Self::prefetch(self, coming);
     }
 
     fn deadline_ns(&self) -> Option<u64> {

@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 /// Larger pieces cannot be registered with a ring (`EFAULT`).
 const REGISTERED_BYTES_MAX: u64 = 1 << 30;
 /// A huge page. The mapping starts on one, so that the kernel can use them.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub const HUGE_PAGE_BYTES: usize = 2 << 20;
 
 /// Memory that lives as long as the process: a kernel that is slow to finish an I/O must never
 /// find another owner's data here, so it is not unmapped before the ring has ended well.

@@ -128,6 +128,23 @@ pub enum Event {
     EndOfTurn,
 }
 
+/// An event that is soon to come: advice, which changes nothing but how fast it will be.
+#[derive(Clone, Copy, Debug)]
+pub enum Coming {
+    /// [`Event::Submit`] of a request at `offset`, which need not be inside the export.
+    Submit {
+        /// Whose.
+        export: ExportSlot,
+        /// Its first byte.
+        offset: u64,
+    },
+    /// [`Event::IoDone`].
+    IoDone {
+        /// Which.
+        io: IoId,
+    },
+}
+
 /// What the caller has to do, in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {

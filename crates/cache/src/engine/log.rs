@@ -23,6 +23,7 @@ use crate::limits::{
     BLOCK_BYTES_U32, EXPORTS_MAX, RECORD_AGE_NS_MAX, RECORD_TARGET_BLOCKS, RECORDS_IN_FLIGHT_MAX,
     SEGMENTS_RESERVED, SEGMENTS_WITHOUT_FOOTER_MAX, WRITE_BLOCKS_MAX,
 };
+use crate::prefetch::prefetch;
 use crate::reserve::Reserve;
 use crate::units::{BLOCK_BYTES, Buffer, Now, Sequence};
 use zerocopy::little_endian::{U16, U64};
@@ -294,6 +295,11 @@ impl Log {
     /// The checksum of a block.
     pub fn checksum(&self, address: LogAddress) -> u32 {
         self.checksums[self.geometry.log_block(address)]
+    }
+
+    /// Has the checksum of a block fetched from memory.
+    pub fn prefetch_checksum(&self, address: LogAddress) {
+        prefetch(&self.checksums[self.geometry.log_block(address)]);
     }
 
     /// Whether the bytes are those that were appended at an address.

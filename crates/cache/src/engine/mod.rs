@@ -9,6 +9,7 @@
 mod api;
 mod carried;
 mod carry;
+mod coming;
 mod control;
 mod damage;
 mod destage;
@@ -32,7 +33,8 @@ mod tier;
 mod write;
 
 pub use api::{
-    Command, Control, Effect, Event, IoError, Notice, Piece, PieceContent, Request, RequestError,
+    Coming, Command, Control, Effect, Event, IoError, Notice, Piece, PieceContent, Request,
+    RequestError,
 };
 pub use recovery::Recovery;
 pub(crate) use recovery::{Survey, survey};

@@ -237,6 +237,11 @@ impl IoTable {
         IoId(self.0.take(owner))
     }
 
+    /// Whose one is, if it is in flight.
+    pub fn find(&self, io: IoId) -> Option<&IoOwner> {
+        self.0.find(io.0)
+    }
+
     /// Ends one.
     pub fn end(&mut self, io: IoId) -> IoOwner {
         self.0.give_back(io.0)

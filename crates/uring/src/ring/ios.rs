@@ -10,7 +10,7 @@ use io_uring::{opcode, squeue, types};
 use ringfence_cache::limits::{DEVICE_IOS_MAX, EXPORTS_MAX};
 use ringfence_cache::quota::Quota;
 use ringfence_cache::units::ExportSlot;
-use ringfence_cache::{Buffer, Effect, Event, IoError, IoId};
+use ringfence_cache::{Buffer, Coming, Effect, Event, IoError, IoId};
 use std::sync::Arc;
 
 /// Origin requests of one export that are with the kernel whatever other origins do.
@@ -337,6 +337,12 @@ impl<C: Core> Ring<C> {
             rustix::thread::sched_yield();
             self.yielding.yielded(now_ns, monotonic_ns());
         }
+    }
+
+    /// An I/O is done and is soon to be looked at.
+    pub(super) fn prefetch_io(&mut self, index: u32) {
+        let io = self.ios.io(index).id;
+        self.core.prefetch(Coming::IoDone { io });
     }
 
     /// The kernel is done with an I/O, or with a part of it.

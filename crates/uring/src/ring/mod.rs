@@ -77,6 +77,8 @@ pub struct Ending {
 pub struct Ring<C> {
     core: C,
     kernel: Kernel,
+    /// Where completions are taken to.
+    harvest: Box<[Completion]>,
     clock: Clock,
     now: Now,
     shared: Arc<Shared>,
@@ -120,6 +122,7 @@ impl<C: Core> Ring<C> {
         Self {
             core: parts.core,
             kernel: parts.kernel,
+            harvest: [Completion { tag: Tag::Wake, index: 0, result: 0 }; HARVEST].into(),
             clock,
             now,
             shared: parts.shared,
@@ -194,10 +197,14 @@ impl<C: Core> Ring<C> {
     }
 
     fn take_completions(&mut self) {
-        let mut batch = [Completion { tag: Tag::Wake, index: 0, result: 0 }; HARVEST];
+        let mut harvest = std::mem::take(&mut self.harvest);
         loop {
-            let count = self.kernel.harvest(&mut batch);
-            for completion in &batch[..count] {
+            let count = self.kernel.harvest(&mut harvest);
+            let batch = &harvest[..count];
+            for (position, completion) in batch.iter().enumerate() {
+                if let Some(Completion { tag: Tag::Io, index, .. }) = batch.get(position + 1) {
+                    self.prefetch_io(*index);
+                }
                 let (index, result) = (completion.index, completion.result);
                 match completion.tag {
                     Tag::Wake => self.arm_wake(),
@@ -208,9 +215,10 @@ impl<C: Core> Ring<C> {
                 }
             }
             if count < HARVEST {
-                return;
+                break;
             }
         }
+        self.harvest = harvest;
     }
 
     /// One event into the engine, and everything that it wants done.

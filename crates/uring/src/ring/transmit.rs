@@ -8,7 +8,7 @@ use crate::replies::REPLIES_MAX;
 use crate::tickets::Step;
 use crate::window::Run;
 use ringfence_cache::limits::{STEP_BYTES_MAX, ZERO_STEP_BYTES_MAX};
-use ringfence_cache::{Buffer, Command, Event, Request, units};
+use ringfence_cache::{Buffer, Coming, Command, Event, Request, units};
 use ringfence_wire::layout::REQUEST_BYTES;
 use ringfence_wire::{Cookie, Operation, Rejection, ReplyStyle, RequestHeader};
 
@@ -139,7 +139,12 @@ impl<C: Core> Ring<C> {
         // While stopping too: what has been received is served, and nothing more is received. An
         // ESHUTDOWN would be an I/O error to a kernel, which sends again what is not answered.
         match header.validate(connection.limits, connection.style) {
-            Ok(request) => self.begin_request(slot, request),
+            Ok(request) => {
+                if header.command != ringfence_wire::Command::Write {
+                    self.prefetch_next(slot);
+                }
+                self.begin_request(slot, request)
+            }
             Err(Rejection::Disconnect(_)) => {
                 self.begin_closing(slot, "the client sent a write that is too large");
                 Progress::Over
@@ -153,6 +158,21 @@ impl<C: Core> Ring<C> {
                 self.count_at_once(slot, refusal.command, true);
                 Progress::Took(u64::from(HEADER_BYTES))
             }
+        }
+    }
+
+    /// Has fetched from memory what the request behind this one will look up. There is no payload
+    /// between them: behind one the header itself would have to be fetched, which costs more.
+    fn prefetch_next(&mut self, slot: u16) {
+        let connection = &self.connections[usize::from(slot)];
+        if connection.window.unread() < 2 * HEADER_BYTES {
+            return;
+        }
+        let export = connection.export;
+        let bytes = self.core.reserve().bytes(connection.window.peek(HEADER_BYTES, HEADER_BYTES));
+        let header: &[u8; REQUEST_BYTES] = bytes.try_into().expect("a header's bytes");
+        if let Ok(next) = RequestHeader::decode(header) {
+            self.core.prefetch(Coming::Submit { export, offset: next.offset });
         }
     }
 

@@ -3,8 +3,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 use ringfence_cache::{
-    Command, Effect, Event, IoError, Notice, Now, Piece, PieceContent, Request, RequestError,
-    Reserve, Ticket,
+    Coming, Command, Effect, Event, IoError, Notice, Now, Piece, PieceContent, Request,
+    RequestError, Reserve, Ticket,
 };
 use ringfence_uring::core::Core;
 use ringfence_uring::{CoreSpec, Runtime, RuntimeEvent, start_core};
@@ -133,6 +133,8 @@ impl Core for RamDisk {
     fn reserve(&mut self) -> &mut Reserve {
         &mut self.reserve
     }
+
+    fn prefetch(&self, _coming: Coming) {}
 
     fn step(&mut self, event: Event, now: Now) {
         let hold = self.switches.hold_writes.load(Ordering::SeqCst);
