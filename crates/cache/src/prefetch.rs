@@ -1,12 +1,9 @@
-//! Having the processor fetch from memory what is about to be used.
-//!
-//! Index, checksums and what a device has just read are too large, or too new, for the processor's
-//! caches: whoever waits for each in turn loses several times as long as he works. All of this is
-//! advice: nothing but time depends on it.
+//! Having the processor fetch from memory what is about to be used. This is advice: nothing but
+//! time depends on it.
 
 /// Fetches the start of a value.
 #[inline]
-pub fn prefetch<T: ?Sized>(value: &T) {
+pub fn prefetch<T>(value: &T) {
     line(std::ptr::from_ref(value).cast());
 }
 

@@ -169,6 +169,26 @@ fn deep_queues_are_answered_completely() {
 }
 
 #[test]
+fn the_engine_is_told_of_the_next_request_unless_payload_lies_before_it() {
+    let host = host(Setup::default());
+    let mut client = host.connect();
+    let send = |first: &[u8], mut second: Vec<u8>, client: &mut Client| {
+        second.splice(0..0, first.iter().copied());
+        client.stream.write_all(&second).expect("both at once");
+        let errors = [client.simple_reply().0, client.simple_reply().0];
+        (errors, host.switches.coming_offset.load(Ordering::SeqCst))
+    };
+    let (flush, trim) = (client.header(FLUSH, 0, 0), client.header(TRIM, 8192, 4096));
+    assert_eq!(send(&flush, trim, &mut client), ([0, 0], 8192));
+    let beyond = u64::MAX - 4095;
+    let (flush, trim) = (client.header(FLUSH, 0, 0), client.header(TRIM, beyond, 4096));
+    assert_eq!(send(&flush, trim, &mut client), ([0, EINVAL], beyond));
+    let (mut write, trim) = (client.header(WRITE, 0, 4096), client.header(TRIM, 12_288, 4096));
+    write.extend(pattern(0, 4096, 3));
+    assert_eq!(send(&write, trim, &mut client), ([0, 0], beyond), "as before");
+}
+
+#[test]
 fn rubbish_ends_its_connection_and_no_other() {
     let host = host(Setup::default());
     let mut good = host.connect();

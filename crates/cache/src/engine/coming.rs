@@ -1,6 +1,6 @@
-//! What is soon to come: index and checksums are too large for the processor's caches, and a lookup
-//! that waits for memory takes as long as all else that a request needs of the engine. The caller
-//! knows the next request and the next completion while it deals with the one before.
+//! What is soon to come: index and checksums are too large for the processor's caches, and looking
+//! them up is what the engine waits for (decision 0028). The caller knows the next request and the
+//! next completion while it deals with the one before.
 
 use super::Engine;
 use super::api::Coming;

@@ -47,6 +47,8 @@ pub struct Switches {
     pub split: AtomicBool,
     /// Steps submitted so far.
     pub steps: AtomicU64,
+    /// Where the request is that was last said to come.
+    pub coming_offset: AtomicU64,
 }
 
 /// A disk in memory with the engine's contract.
@@ -134,7 +136,11 @@ impl Core for RamDisk {
         &mut self.reserve
     }
 
-    fn prefetch(&self, _coming: Coming) {}
+    fn prefetch(&self, coming: Coming) {
+        if let Coming::Submit { offset, .. } = coming {
+            self.switches.coming_offset.store(offset, Ordering::SeqCst);
+        }
+    }
 
     fn step(&mut self, event: Event, now: Now) {
         let hold = self.switches.hold_writes.load(Ordering::SeqCst);
